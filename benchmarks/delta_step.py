@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import csv
 import json
-import os
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -28,6 +27,7 @@ from numpy.typing import NDArray
 from rich.progress import Progress
 from scipy import ndimage
 
+from benchmarks import mcunet
 from codegen.compile import build_host_engine
 from codegen.firmware.host_engine import HostEngine
 from codegen.graph.ir import Graph
@@ -46,7 +46,6 @@ from fleet.firmware import compile_firmware
 from fleet.protocol import delta_coding, device_seed
 from fleet.protocol.manifest import Manifest, PlanEntry
 
-SHARED = Path(os.environ.get("TINYFLEET_SHARED", Path(__file__).parents[2] / "shared"))
 DEVICES = 24
 SIDE = 128  # pixels of MCUNet's input
 WORST = 10  # percent of the devices
@@ -248,21 +247,19 @@ def dealt_digits(task: Task, seed: int) -> dict[str, Data]:
 @contextmanager
 def flowers() -> Iterator[Task]:
     """MCUNet with plan 49kb."""
-    model = SHARED / "models" / "mcunet-5fps-head10-int8.onnx"
-    if not model.exists():
-        raise SystemExit(f"{model} is missing; set TINYFLEET_SHARED to the folder that has models")
-    specs = [f"{SHARED / 'models' / 'mcunet-5fps-plans.json'}#49kb"]
-    with compiled(model, None, specs, rounds=6, learning_rate=0.1 / 32) as task:
+    mcunet.require_model()
+    specs = [f"{mcunet.PLANS}#49kb"]
+    with compiled(mcunet.MODEL, None, specs, rounds=6, learning_rate=0.1 / 32) as task:
         yield task
 
 
 def dealt_flowers(task: Task, seed: int) -> dict[str, Data]:
     """Photographers dealt to devices, which are all tested with the photos of unseen ones."""
-    with np.load(SHARED / "data" / "flowers96.npz") as file:
+    with np.load(mcunet.SHARED / "data" / "flowers96.npz") as file:
         train, test = (_enlarged(file[name]) for name in ("x_train", "x_test"))
         labels, test_labels = (file[name].astype(np.int64) for name in ("y_train", "y_test"))
     authors = [""] * len(train)
-    with (SHARED / "data" / "flowers96_attribution.csv").open(newline="") as file:
+    with (mcunet.SHARED / "data" / "flowers96_attribution.csv").open(newline="") as file:
         for row in csv.DictReader(file):
             if row["split"] == "train":
                 authors[int(row["index"])] = row["author"]

@@ -1,8 +1,8 @@
 """Rates of ``codegen.program.instructions``: fitted to counted steps, and how far off they are.
 
 Compiles programs of several networks and plans, runs a training step of each in emulation, counts
-every step of it, and fits instructions per multiply-accumulate, element and value to them by least
-squares of relative errors, none of them negative. Prints the rates to be copied into
+every step of it, and fits instructions per multiply-accumulate, element, value and call to them by
+least squares of relative errors, none of them negative. Prints the rates to be copied into
 ``codegen/program/instructions.py``, and beside what was counted what the rates there estimate.
 
     python -m benchmarks.instructions
@@ -13,7 +13,7 @@ from __future__ import annotations
 import sys
 import tempfile
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, astuple, replace
 from importlib.resources import files
 from pathlib import Path
@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 from scipy.optimize import nnls
 
-from benchmarks.mcunet import MODEL, PLANS
+from benchmarks.mcunet import MODEL, PLANS, require_model
 from codegen.compile import compile_graph
 from codegen.firmware.boards import load_board
 from codegen.firmware.program_file import load_programs
@@ -32,10 +32,16 @@ from codegen.importer.model import import_model
 from codegen.operators.add import FloatAdd
 from codegen.operators.average_pool import AveragePool
 from codegen.operators.concat import Concat
+from codegen.operators.expand import Expand
 from codegen.operators.functions import X
+from codegen.operators.gather import Gather
+from codegen.operators.global_average_pool import GlobalAveragePool
 from codegen.operators.lookup import Lookup
 from codegen.operators.max_pool import MaxPool
+from codegen.operators.product import FloatProduct
+from codegen.operators.rearrange import Rearrange, by_axis
 from codegen.operators.requantize import FloatClamp
+from codegen.operators.scaling import FloatScaling
 from codegen.program.instructions import Rates, estimated_instructions, work_of
 from codegen.program.lowering import lower
 from codegen.program.plans import (
@@ -60,22 +66,27 @@ SMALL = 2_000
 """Instructions below which a relative error doesn't matter."""
 
 
+def convolutions(draw: np.random.Generator) -> Callable[..., FloatConv]:
+    """Makes layers with drawn weights (O, I, K, K) and ReLU6."""
+
+    def conv(name: str, source: str, shape: tuple[int, ...], stride: int = 1) -> FloatConv:
+        weight = draw.normal(0, 1.5 / np.sqrt(np.prod(shape[1:])), shape)
+        side = shape[-1] // 2
+        return FloatConv(
+            name, source, name, weight, np.full(shape[0], 0.1), clamp=Clamp(0.0, 6.0),
+            stride=(stride, stride), padding=Padding(side, side, side, side),
+        )  # fmt: skip
+
+    return conv
+
+
 def mixed(size: int, loss: Loss) -> Graph:
     """A network of what MCUNet doesn't have: wide kernels, pools, branches, own activations.
 
     Its input has three channels of ``size`` by ``size``, which is a multiple of 8.
     """
     draw = np.random.default_rng(1)
-    bend = Clamp(0.0, 6.0)
-
-    def conv(name: str, source: str, shape: tuple[int, ...], stride: int = 1) -> FloatConv:
-        weight = draw.normal(0, 1.5 / np.sqrt(np.prod(shape[1:])), shape)
-        side = shape[-1] // 2
-        return FloatConv(
-            name, source, name, weight, np.full(shape[0], 0.1),
-            stride=(stride, stride), padding=Padding(side, side, side, side), clamp=bend,
-        )  # fmt: skip
-
+    conv = convolutions(draw)
     half, eighth = size // 2, size // 8
     outputs = {"cross-entropy": 10, "binary": 16}.get(loss, 3 * size * size)
     features = 48 * eighth * eighth
@@ -105,6 +116,53 @@ def mixed(size: int, loss: Loss) -> Graph:
     return quantize(graph, draw.normal(0, 1, (32, 3, size, size)).astype(np.float32))
 
 
+def gated(size: int) -> Graph:
+    """Gates, chosen and moved pixels, what is repeated, constants by channel and by row.
+
+    Its input has three channels of ``size`` by ``size``, which is even.
+    """
+    draw = np.random.default_rng(2)
+    conv = convolutions(draw)
+    rows, columns = np.arange(size), np.arange(size)
+    shuffled = np.arange(16).reshape(4, 4).T.ravel()
+    by_channel, by_row = (16, 1, 1), (1, size, 1)
+    ops = (
+        conv("stem", "x", (16, 3, 3, 3)),
+        FloatScaling("scaled", "stem", "scaled", draw.normal(1, 0.3, by_channel),
+                     draw.normal(0, 0.3, by_channel)),
+        Gather("shuffled", "scaled", "shuffled", "channels", tuple(shuffled.tolist())),
+        conv("early", "shuffled", (16, 16, 3, 3)),
+        FloatScaling("bent", "early", "bent", draw.normal(1, 0.3, by_row),
+                     draw.normal(0, 0.3, by_row), draw.normal(0, 0.3, by_row)),
+        Gather("half", "bent", "half", "height", tuple(range(0, size, 2))),
+        conv("narrow", "half", (16, 16, 1, 1)),
+        Rearrange("tall", "narrow", "tall", *by_axis((rows // 2).tolist(), columns.tolist())),
+        GlobalAveragePool("squeezed", "tall", "squeezed"),
+        conv("excite", "squeezed", (16, 16, 1, 1)),
+        Lookup("gate", "excite", "gate", ("sigmoid", X)),
+        FloatProduct("excited", ("tall", "gate"), "excited"),
+        conv("look", "excited", (16, 16, 1, 1)),
+        Lookup("attention", "look", "attention", ("sigmoid", X)),
+        FloatProduct("attended", ("excited", "attention"), "attended"),
+        AveragePool("mean", "attended", "mean", (size, 1), (size, 1)),
+        conv("context", "mean", (16, 16, 1, 1)),
+        Expand("around", "context", "around", (16, size, size)),
+        FloatAdd("met", ("attended", "around"), "met"),
+        conv("late", "met", (24, 16, 3, 3), 2),
+        GlobalAveragePool("pool", "late", "pool"),
+        FloatHead("head", "pool", "out", draw.normal(0, 0.2, (10, 24)), np.zeros(10)),
+    )  # fmt: skip
+    shapes = {op.output: (16, size, size) for op in ops if not isinstance(op, FloatHead)} | {
+        "x": (3, size, size),
+        **dict.fromkeys(("half", "narrow"), (16, size // 2, size)),
+        **dict.fromkeys(("squeezed", "excite", "gate"), (16, 1, 1)),
+        **dict.fromkeys(("mean", "context"), (16, 1, size)),
+        "late": (24, size // 2, size // 2), "pool": (24, 1, 1),
+    }  # fmt: skip
+    graph = FloatGraph("gated", "x", shapes, ops, {})
+    return quantize(graph, draw.normal(0, 1, (32, 3, size, size)).astype(np.float32))
+
+
 def spread(graph: Graph, first: int, depth: int) -> Plan:
     """Biases of the last ``depth`` layers, an eighth of the channels of every sixth of them."""
     weights = [
@@ -130,6 +188,7 @@ def programs() -> Iterator[Program]:
     digits = import_model(DIGITS / "digits.onnx")
     small = quantize_model(digits, DIGITS / "calibration.npz").graph
     others = [(mixed(32, "cross-entropy"), 3), (mixed(16, "binary"), 1), (mixed(16, "mse"), 2)]
+    others += [(gated(32), 3), (gated(16), 3)]
     for graph, plans in ((small, 3), *others):
         # The head of the last network is too large to be trained on the board.
         yield from (lower(graph, plan) for plan in default_plans(graph)[:plans])
@@ -182,9 +241,7 @@ def fitted(cases: list[tuple[Program, list[int]]]) -> dict[str, Rates]:
 
 
 def main() -> int:
-    if not MODEL.exists():
-        print(f"{MODEL} isn't there; set TINYFLEET_SHARED to the shared folder", file=sys.stderr)
-        return 1
+    require_model()
     cases, rows, screen = [], [], console()
     for program in programs():
         with screen.status(f"{program.graph.name}, plan {program.plan.name}"):

@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.mcunet import MODEL, PLANS
+from benchmarks.mcunet import MODEL, PLANS, require_model
 from codegen.firmware.bundle import Bundle
 from codegen.firmware.program_file import CallInfo, ProgramInfo, load_programs
 from codegen.graph.ir import DepthwiseConv, Graph
@@ -141,9 +141,7 @@ def main() -> int:
     parser.add_argument("--board", default="stm32f746")
     parser.add_argument("--compiler", default=None, choices=("gcc", "zig"))
     options = parser.parse_args()
-    if not MODEL.exists():
-        print(f"{MODEL} isn't there; set TINYFLEET_SHARED to the shared folder", file=sys.stderr)
-        return 1
+    require_model()
     screen = console()
     graph = quantize_model(import_model(MODEL), None).graph
     with tempfile.TemporaryDirectory() as scratch:

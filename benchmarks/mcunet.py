@@ -113,15 +113,19 @@ def figures(plan: str, board: str) -> Figures:
         )
 
 
+def require_model() -> None:
+    """Ends the program where the model isn't there, and says what to do."""
+    if not MODEL.exists():
+        raise SystemExit(f"{MODEL} isn't there; set TINYFLEET_SHARED to the shared folder")
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("plans", nargs="*", default=["49kb", "99kb", "148kb"])
     parser.add_argument("--board", default="stm32f746")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    if not MODEL.exists():
-        print(f"{MODEL} isn't there; set TINYFLEET_SHARED to the shared folder", file=sys.stderr)
-        return 1
+    require_model()
     results = []
     screen = console()
     for plan in options.plans:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from benchmarks.mcunet import require_model
 from codegen.program import blob
 from codegen.program.lowering import lower
 from codegen.reference.interpreter import Interpreter
@@ -116,9 +117,7 @@ def step_figures() -> list[Figure]:
 
 
 def main() -> int:
-    if not mcunet.MODEL.exists():
-        print(f"{mcunet.MODEL} isn't there; set TINYFLEET_SHARED to its folder", file=sys.stderr)
-        return 1
+    require_model()
     figures = [*gradient_figures(0), *gradient_figures(1), *step_figures()]
     titles = ["of", "what", "wanted", "measured", ""]
     console().print(table("MCUNet against PyTorch", titles, [item.row() for item in figures]))

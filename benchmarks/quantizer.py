@@ -8,7 +8,6 @@ int8 network's. Ranges come from a calibration set, all figures from other sampl
 
 import dataclasses
 import math
-import os
 import sys
 import time
 from collections.abc import Callable
@@ -21,6 +20,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from benchmarks.mcunet import SHARED
 from codegen.graph import ir
 from codegen.graph.floats import Clamp, FloatConv, FloatGraph, FloatHead
 from codegen.importer.model import import_model
@@ -33,7 +33,6 @@ from codegen.quantization.report import simulate
 from simulator.world import digits
 
 ROOT = Path(__file__).parents[1]
-SHARED = Path(os.environ.get("TINYFLEET_SHARED", ROOT.parent / "shared"))
 DIGITS = ROOT / "examples" / "digits"
 
 SPREAD = 4.0  # channels of the rescaled network differ by up to 2^±4

@@ -27,9 +27,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.mcunet import MODEL, PLANS
-from codegen.graph.ir import Add, Conv, DepthwiseConv, GlobalAveragePool, Graph, Head
+from benchmarks.mcunet import MODEL, PLANS, require_model
+from codegen.graph.ir import Conv, DepthwiseConv, Graph, Head
 from codegen.importer.model import import_model
+from codegen.operators.add import Add
+from codegen.operators.global_average_pool import GlobalAveragePool
 from codegen.quantization.model import quantize_model
 from fleet.cli._output import console, table
 from fleet.firmware import compile_firmware
@@ -229,9 +231,7 @@ def main() -> int:
     parser.add_argument("--plan", default="49kb")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    if not MODEL.exists():
-        print(f"{MODEL} isn't there; set TINYFLEET_SHARED to the shared folder", file=sys.stderr)
-        return 1
+    require_model()
     graph = quantize_model(import_model(MODEL), None).graph
     screen = console()
     with tempfile.TemporaryDirectory() as folder:

@@ -270,7 +270,7 @@ class StepWriter:
         fraction = segment.fraction_offset
         op = step.op
         assert isinstance(op, (Conv, DepthwiseConv))
-        whole = step.buffers["input"] in (INPUT, activation_buffer(self.program.graph, op.input))
+        whole = step.buffers["input"] == activation_buffer(self.program.graph, op.input)
         in_channels = self.program.graph.tensors[op.input].shape[2] if whole else segment.count
         return [
             "    const tf_trained trained = {",

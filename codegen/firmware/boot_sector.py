@@ -7,7 +7,6 @@ functions an image has, and how large they are, is read from one that was linked
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
 from elftools.elf.elffile import ELFFile
@@ -19,16 +18,8 @@ ROOMY_BYTES = 1 << 24
 """Of a firmware region that nothing overflows."""
 
 
-@dataclass(frozen=True)
-class BootSector:
-    """Functions in the boot sector, and by how much at least they shorten the rest."""
-
-    functions: tuple[str, ...] = ()
-    bytes: int = 0
-
-
-def fill_boot_sector(elf: Path, sector_bytes: int) -> BootSector:
-    """What of the image ``elf``, whose boot sector has only the vectors so far, goes there."""
+def fill_boot_sector(elf: Path, sector_bytes: int) -> tuple[str, ...]:
+    """Functions of the image ``elf`` that go to its boot sector, which has only the vectors yet."""
     with elf.open("rb") as stream:
         image = ELFFile(stream)
         boot = image.get_section_by_name(".boot")
@@ -43,11 +34,9 @@ def fill_boot_sector(elf: Path, sector_bytes: int) -> BootSector:
             if symbol["st_info"]["type"] == "STT_FUNC" and symbol["st_shndx"] in text:
                 sizes.setdefault(symbol.name, []).append(int(symbol["st_size"]))
     taken: list[str] = []
-    moved = 0
     for name, each in sorted(sizes.items(), key=lambda item: (-sum(item[1]), item[0])):
         largest = sum(-(-size // _ALIGNMENT) * _ALIGNMENT for size in each)
         if 0 < largest <= room:
             taken.append(name)
             room -= largest
-            moved += sum(each)
-    return BootSector(tuple(sorted(taken)), moved)
+    return tuple(sorted(taken))

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from codegen.errors import BudgetError, ToolchainError
 from codegen.firmware.boards import Board
-from codegen.firmware.boot_sector import ROOMY_BYTES, BootSector, fill_boot_sector
+from codegen.firmware.boot_sector import ROOMY_BYTES, fill_boot_sector
 from codegen.firmware.flash_layout import (
     FlashLayout,
     Keep,
@@ -65,20 +65,21 @@ class FlashPlan:
         except BudgetError:
             return layout_without_stores(self.board)
 
-    def script(self, layout: FlashLayout, boot: BootSector) -> str:
-        """The linker script for ``layout``."""
-        return linker_script(self.board, layout, self.keep, boot.functions)
+    def script(self, layout: FlashLayout, boot_functions: tuple[str, ...]) -> str:
+        """The linker script for ``layout`` with those functions in the boot sector."""
+        return linker_script(self.board, layout, self.keep, boot_functions)
 
 
 def link_where_it_fits(
     flash: FlashPlan, link: Callable[[FlashLayout, str], None], elf: Path
 ) -> FlashLayout:
     """Links ``elf``; only then one knows how much room the slots and the log may leave it."""
-    layout, boot = flash.first_layout(), BootSector()
+    layout = flash.first_layout()
+    in_boot: tuple[str, ...] | None = None
 
     def overflow(room: FlashLayout) -> int:
         try:
-            link(layout, flash.script(room, boot))
+            link(layout, flash.script(room, in_boot or ()))
             return 0
         except LinkError as error:
             over = _overflow(error, "FLASH")
@@ -95,10 +96,10 @@ def link_where_it_fits(
 
     while over := overflow(layout):
         needed = layout.firmware.bytes + over
-        if not boot.functions:
+        if in_boot is None:
             overflow(replace(layout, firmware=replace(layout.firmware, bytes=ROOMY_BYTES)))
-            boot = fill_boot_sector(elf, layout.boot.bytes)
-            if boot.functions:
+            in_boot = fill_boot_sector(elf, layout.boot.bytes)
+            if in_boot:
                 continue
         layout = flash.layout(needed)
     return layout

@@ -109,11 +109,8 @@ def _reshape(state: ImportState, node: Node) -> None:
 
 
 def _axes(state: ImportState, node: Node, rank: int) -> list[int]:
-    """Axes of Squeeze and Unsqueeze: input 1, or an attribute in older models."""
-    if node.input(1):
-        axes = state.constant(node, 1, "axes").astype(int).reshape(-1).tolist()
-    else:
-        axes = list(node.attributes.get("axes", ()))
+    """Axes of Squeeze and Unsqueeze."""
+    axes = state.constant(node, 1, "axes").astype(int).reshape(-1).tolist()
     if any(not -rank <= axis < rank for axis in axes):
         node.refuse(f"names axes {axes} of {rank}; the model is inconsistent, export it again")
     return [axis % rank for axis in axes]
@@ -121,7 +118,8 @@ def _axes(state: ImportState, node: Node, rank: int) -> list[int]:
 
 def _squeeze(state: ImportState, node: Node) -> None:
     sizes = state.padded_view(node).sizes
-    axes = _axes(state, node, len(sizes)) or [i for i, size in enumerate(sizes) if size == 1]
+    named = _axes(state, node, len(sizes)) if node.input(1) else []
+    axes = named or [i for i, size in enumerate(sizes) if size == 1]
     if any(sizes[axis] != 1 for axis in axes):
         node.refuse(f"removes dimensions {axes} of {list(sizes)}, which are larger than 1")
     state.reshape(node, [size for i, size in enumerate(sizes) if i not in axes])
@@ -129,11 +127,7 @@ def _squeeze(state: ImportState, node: Node) -> None:
 
 def _unsqueeze(state: ImportState, node: Node) -> None:
     sizes = list(state.padded_view(node).sizes)
-    rank = len(sizes) + (
-        state.constants[node.input(1)].size
-        if node.input(1) in state.constants
-        else len(node.attributes.get("axes", ()))
-    )
+    rank = len(sizes) + state.constant(node, 1, "axes").size
     for axis in sorted(_axes(state, node, rank)):
         sizes.insert(axis, 1)
     state.reshape(node, sizes)

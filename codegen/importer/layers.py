@@ -8,7 +8,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from codegen.graph.floats import ChannelsFirst, FloatConv, FloatOp, window_output_shape
+from codegen.graph.floats import ChannelsFirst, FloatConv, window_output_shape
 from codegen.graph.ir import Padding
 from codegen.importer.quantized import stored_integers
 from codegen.importer.state import (
@@ -321,13 +321,6 @@ def _append_pool(
         )
     made = Roles(roles.channels, axes_of(size[0]), axes_of(size[1]))
     state.append(node, op, made, picture_dims(made, len(view.dims)))
-    _inherit_coding(state, op)
-
-
-def _inherit_coding(state: ImportState, op: FloatOp) -> None:
-    """The largest of some codes is one of them: quantized models need not say how it is coded."""
-    if isinstance(op, MaxPool) and op.input in state.codings:
-        state.codings[op.output] = state.codings[op.input]
 
 
 def global_average_pool(state: ImportState, node: Node) -> None:
@@ -398,7 +391,6 @@ def _reduce(
     else:
         op = AveragePool(name, view.tensor, name, window, window)
     state.append(node, op, made, tuple(dims))
-    _inherit_coding(state, op)
 
 
 # Concatenation and padding.

@@ -25,9 +25,10 @@ def page() -> str:
         [
             "# Operators",
             "",
-            f"What the compiler makes of ONNX's operators, opset {OLDEST_OPSET} or later. What "
-            "depends on constants and shapes",
-            "alone is computed when a model is compiled, with any operator.",
+            f"What the compiler makes of ONNX's operators, opset {OLDEST_OPSET} or later, to which "
+            "it converts older files. What depends",
+            "on constants and shapes alone is computed when a model is compiled, with any "
+            "operator.",
             "`python -m codegen.importer.operator_page` writes this page from "
             "[`HANDLERS`](../../codegen/importer/handlers.py).",
             "",

@@ -16,29 +16,28 @@ import numpy as np
 from numpy.typing import NDArray
 
 from codegen.errors import ModelError
+from codegen.importer.handlers import HANDLERS
 from codegen.importer.state import Node
 
 _DECISIONS = {
-    *(
-        "ArgMax",
-        "TopK",
-        "Greater",
-        "GreaterOrEqual",
-        "Less",
-        "LessOrEqual",
-        "Not",
-        "Where",
-        "Round",
-    ),
-    *("ai.onnx.ml.ArrayFeatureExtractor", "ai.onnx.ml.Binarizer", "ai.onnx.ml.LabelEncoder"),
-    *("ai.onnx.ml.Normalizer", "ai.onnx.ml.ZipMap"),
+    "ArgMax",
+    "Greater",
+    "GreaterOrEqual",
+    "Less",
+    "LessOrEqual",
+    "Not",
+    "Round",
+    "TopK",
+    "Where",
+    "ai.onnx.ml.ArrayFeatureExtractor",
+    "ai.onnx.ml.Binarizer",
+    "ai.onnx.ml.LabelEncoder",
+    "ai.onnx.ml.Normalizer",
+    "ai.onnx.ml.ZipMap",
 }
 """They tell of scores what a user wants to know."""
-_RENAMES = {
-    *("Cast", "Flatten", "Identity", "Reshape", "Squeeze", "Unsqueeze", "Dropout", "Transpose"),
-    *("QuantizeLinear", "DequantizeLinear"),
-}
-"""Scores stay what they are."""
+_RENAMES = {name for name, handler in HANDLERS.items() if handler.renames} - {"Gather", "Shape"}
+"""Scores stay what they are; Gather may leave some out, and a Shape is none."""
 _ENDS = ("Softmax", "LogSoftmax", "Sigmoid")
 
 

@@ -120,22 +120,13 @@ def _expanded(state: ImportState, node: Node, pair: _Pair, operand: int) -> str:
     source = pair.views[operand].tensor
     if pair.whole[operand]:
         return source
-    return _repeated(state, f"{node.name}_{'ab'[operand]}", source, node, pair.roles, pair.dims)
+    return _repeated(state, f"{node.name}_{'ab'[operand]}", source, pair.roles)
 
 
-def _repeated(
-    state: ImportState,
-    name: str,
-    source: str,
-    node: Node,
-    roles: Roles,
-    dims: tuple[Group, ...],
-) -> str:
+def _repeated(state: ImportState, name: str, source: str, roles: Roles) -> str:
+    """The tensor ``source``, repeated along the axes of ``roles`` in which it has one entry."""
     name = state.unique(name)
-    made = dataclasses.replace(node, outputs=(f"{name}@expanded",))
-    state.append(made, Expand(name, source, name, roles.shape), roles, dims)
-    if source in state.codings:
-        state.codings[name] = state.codings[source]
+    state.add(Expand(name, source, name, roles.shape), roles)
     return name
 
 
@@ -171,6 +162,6 @@ def _repeat(state: ImportState, node: Node, counts: list[int]) -> None:
     grown = [axes_of(n) if d == () else d for d, n in zip(view.dims, counts, strict=True)]
     if grown != list(view.dims):
         roles = Roles(grown[1], grown[2] if rank == 4 else (), grown[-1] if rank > 2 else ())
-        name = _repeated(state, node.name, view.tensor, node, roles, tuple(grown))
+        name = _repeated(state, node.name, view.tensor, roles)
         view = dataclasses.replace(view, tensor=name, dims=tuple(grown))
     state.views[node.outputs[0]] = view

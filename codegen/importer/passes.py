@@ -24,14 +24,15 @@ from codegen.graph.floats import (
     FloatHead,
     StoredIntegers,
 )
-from codegen.graph.ir import Padding
+from codegen.graph.ir import Padding, Unary
 from codegen.importer.dilation import crop_to_padding, drop_returns, undilate
 from codegen.importer.draft import DraftGraph, remove_unused
 from codegen.importer.functions import fuse_products, merge_functions
 from codegen.importer.groups import split_groups
 from codegen.importer.state import Affine, Array
+from codegen.operators import operator_of
 from codegen.operators.average_pool import AveragePool
-from codegen.operators.gather import Gather
+from codegen.operators.base import Copying
 from codegen.operators.global_average_pool import GlobalAveragePool
 from codegen.operators.max_pool import MaxPool
 from codegen.operators.requantize import FloatClamp
@@ -183,29 +184,29 @@ def merge_means(draft: DraftGraph) -> None:
             del draft.ops[first.output]
 
 
-def code_before_choices(draft: DraftGraph) -> None:
-    """In quantized models the output of a max pool or Gather is coded as its input is: it takes
-    some of the codes.
+def code_before_copies(draft: DraftGraph) -> None:
+    """In quantized models the output of what copies codes, as a max pool does, is coded as its
+    input is.
 
     A model that codes the output alone may as well code the input, since the largest code is that
     of the largest value; one that codes both, differently, gets an operation for the change.
     """
-    choices = [op for op in draft.ops.values() if isinstance(op, MaxPool | Gather)]
-    for op in reversed(choices):
+    copies = [op for op in draft.each(Unary) if isinstance(operator_of(op), Copying)]
+    for op in reversed(copies):
         wanted, coding = draft.codings.get(op.output), draft.codings.get(op.input)
         if wanted is None or wanted == coding:
             continue
         if coding is None and draft.only_reader(op.input):
             draft.codings[op.input] = wanted
             continue
-        chosen = f"{op.output}_chosen"
+        copied = f"{op.output}_copied"
         draft.split(
-            dataclasses.replace(op, output=chosen),
-            FloatClamp(f"{op.name}_recoded", chosen, op.output, NO_CLAMP),
+            dataclasses.replace(op, output=copied),
+            FloatClamp(f"{op.name}_recoded", copied, op.output, NO_CLAMP),
         )
-        draft.shapes[chosen] = draft.shapes[op.output]
+        draft.shapes[copied] = draft.shapes[op.output]
         if coding is not None:
-            draft.codings[chosen] = coding
+            draft.codings[copied] = coding
 
 
 def separate_clamps(draft: DraftGraph) -> None:
@@ -332,7 +333,7 @@ PASSES: tuple[Callable[[DraftGraph], None], ...] = (
     fold_clamps,
     merge_means,
     pool_before_classifier,
-    code_before_choices,
+    code_before_copies,
     undilate,
     drop_returns,
     split_groups,

@@ -30,7 +30,9 @@ from codegen.graph.floats import (
 )
 from codegen.graph.ir import Padding, Unary
 from codegen.graph.names import identifier
+from codegen.operators import operator_of
 from codegen.operators.average_pool import AveragePool
+from codegen.operators.base import Copying
 from codegen.operators.gather import Gather, PictureAxis
 
 Array = NDArray[np.float64]
@@ -247,7 +249,7 @@ class ImportState:
         op = AveragePool(name, view.tensor, name, window, window, pad, pad)
         height, width = window_output_shape(window, window, pad, roles.shape[1:])
         grown = Roles(roles.channels, axes_of(height), axes_of(width))
-        self._add(op, grown)
+        self.add(op, grown)
         if view.tensor in self.codings:
             self.codings[name] = self.codings[view.tensor]
         result = View(name, picture_dims(grown, len(view.dims)))
@@ -366,9 +368,7 @@ class ImportState:
         made = axes_of(len(indices))
         name = self.unique(node.name)
         op = Gather(name, view.tensor, name, side, tuple(chosen.tolist()))
-        self._add(op, dataclasses.replace(roles, **{side: (*before, *made, *after)}))
-        if view.tensor in self.codings:
-            self.codings[name] = self.codings[view.tensor]
+        self.add(op, dataclasses.replace(roles, **{side: (*before, *made, *after)}))
         dims = (*view.dims[:place], made, *view.dims[place + 1 :])
         return dataclasses.replace(view, tensor=name, dims=dims)
 
@@ -419,13 +419,18 @@ class ImportState:
         self._taken.add(identifier(candidate))
         return candidate
 
-    def _add(self, op: FloatOp, roles: Roles) -> None:
+    def add(self, op: FloatOp, roles: Roles) -> None:
+        """Adds ``op``, whose output has the axes ``roles``; what copies codes keeps the coding."""
         self.ops[op.output] = op
         self._roles[op.output] = roles
+        if not isinstance(op, Unary) or op.input not in self.codings:
+            return
+        if isinstance(operator_of(op), Copying):
+            self.codings[op.output] = self.codings[op.input]
 
     def append(self, node: Node, op: FloatOp, roles: Roles, dims: tuple[Group, ...]) -> None:
         """Adds ``op`` as the maker of the node's output, a view with ``dims``."""
-        self._add(op, roles)
+        self.add(op, roles)
         self.views[node.outputs[0]] = View(op.output, dims)
 
     def append_elementwise(self, node: Node, op: FloatOp, view: View) -> None:

@@ -26,7 +26,7 @@ from codegen.operators.rearrange import LARGEST, OUTSIDE, Rearrange, by_axis
 def _rearranged(
     state: ImportState, node: Node, view: View, rows: list[int], columns: list[int]
 ) -> tuple[str, Roles]:
-    """A tensor of these rows and columns of ``view``, a picture, as the node's output; its axes."""
+    """A tensor of these rows and columns of ``view``, a picture, and its axes."""
     if max(len(rows), len(columns)) > LARGEST:
         node.refuse(
             f"makes {len(rows)} by {len(columns)} pixels; at most {LARGEST:,} rows and columns "
@@ -35,9 +35,7 @@ def _rearranged(
     name = state.unique(f"{node.name}_pixels")
     op = Rearrange(name, view.tensor, name, *by_axis(rows, columns))
     made = Roles(state.roles_of(view.tensor).channels, axes_of(len(rows)), axes_of(len(columns)))
-    state.append(node, op, made, picture_dims(made, len(view.dims)))
-    if view.tensor in state.codings:
-        state.codings[name] = state.codings[view.tensor]
+    state.add(op, made)
     return name, made
 
 
@@ -163,7 +161,8 @@ def resize(state: ImportState, node: Node) -> None:
         _interpolate(state, node, view, roles, lengths)
         return
     axes = zip(size[1:], lengths, factors[1:], strict=True)
-    _rearranged(state, node, view, *(_nearest(node, *axis) for axis in axes))
+    tensor, made = _rearranged(state, node, view, *(_nearest(node, *axis) for axis in axes))
+    state.views[node.outputs[0]] = View(tensor, picture_dims(made, rank))
 
 
 def _interpolate(

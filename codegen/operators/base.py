@@ -2,7 +2,8 @@
 
 The stages of the compiler look rows up (`codegen.operators.operator_of`) and pass in what they work
 with: the builder of steps, the interpreter, the writer of C. What most operations have in common
-is the default here; `Linear` has that of those whose errors are scaled and nothing else.
+is the default here; `Linear` has that of those whose errors are scaled and nothing else, `Copying`
+that of those that bring codes to other places.
 """
 
 from __future__ import annotations
@@ -282,6 +283,23 @@ class Linear(Operator[Real, Kind]):
             writer.elements(step),
             *writer.error_out(step),
         ]
+
+
+class Copying(Operator[Kind, Kind]):
+    """An operation of one input whose output has codes of that and zeros, in places of their own:
+    always of its scale and zero point."""
+
+    keeps_coding = True
+
+    def quantize(self, op: Kind, assembly: Assembly) -> None:
+        """Appends itself, and its output coded as its input is."""
+        (source,) = inputs_of(op)
+        assembly.keep_coding(source, op.output)
+        assembly.ops.append(op)
+
+    def saturates(self, graph: Graph, op: Kind) -> bool:
+        """No code is changed."""
+        return False
 
 
 def activated(values: Values, clamp: Clamp) -> Values:

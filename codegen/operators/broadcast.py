@@ -26,12 +26,12 @@ def sum_shift(small: Tensor, whole: Tensor, largest: int) -> int:
 
 
 def broadcast_fields(small: Shape, whole: Shape, shift: int = 0) -> str:
-    """The initializer of ``tf_broadcast`` for a tensor of shape ``small``."""
+    """What stands between the braces of ``tf_broadcast`` for a tensor of shape ``small``."""
     height, width, channels = small
     row = 0 if height == 1 else width * channels
     column = 0 if width == 1 else channels
     sizes = ", ".join(map(str, whole))
-    return f"{{{sizes}, {row}u, {column}u, {int(channels > 1)}, {shift}}},"
+    return f"{sizes}, {row}u, {column}u, {int(channels > 1)}, {shift}"
 
 
 def summed(values: NDArray[_Number], shape: Sequence[int]) -> NDArray[_Number]:

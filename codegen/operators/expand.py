@@ -11,7 +11,7 @@ import numpy as np
 from codegen.arithmetic.integers import Error, Ints, round_shift
 from codegen.graph.floats import ChannelsFirst, Values
 from codegen.graph.ir import Graph, Unary
-from codegen.operators.base import Operator
+from codegen.operators.base import Copying
 from codegen.operators.broadcast import (
     ERROR_MAX,
     broadcast_fields,
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from codegen.export.integer_model import Layer, ModelWriter
     from codegen.program.step_builder import StepBuilder
     from codegen.program.steps import Step
-    from codegen.quantization.quantize import Assembly
     from codegen.reference.interpreter import Interpreter
 
 
@@ -36,25 +35,17 @@ class Expand(Unary):
     shape: ChannelsFirst
 
 
-class _ExpandOperator(Operator[Expand, Expand]):
+class _ExpandOperator(Copying[Expand]):
     real = kind = Expand
-    keeps_coding = True
     kernel = "expand"
     struct = "tf_broadcast"
 
     def evaluate(self, op: Expand, inputs: Sequence[Values]) -> Values:
         return np.broadcast_to(inputs[0], (len(inputs[0]), *op.shape))
 
-    def quantize(self, op: Expand, assembly: Assembly) -> None:
-        assembly.keep_coding(op.input, op.output)
-        assembly.ops.append(op)
-
     def forward(self, graph: Graph, op: Expand, inputs: Sequence[Ints]) -> Ints:
         shape = graph.tensors[op.output].shape
         return np.broadcast_to(inputs[0], (*inputs[0].shape[:-3], *shape))
-
-    def saturates(self, graph: Graph, op: Expand) -> bool:
-        return False
 
     def gradients(
         self, graph: Graph, op: Expand, inputs: Sequence[Ints], error: Values
@@ -82,7 +73,7 @@ class _ExpandOperator(Operator[Expand, Expand]):
 
     def fields(self, graph: Graph, op: Expand, tables: Mapping[str, str]) -> list[str]:
         shapes = (graph.tensors[op.input].shape, graph.tensors[op.output].shape)
-        return [broadcast_fields(*shapes, self._sum_shift(graph, op)).strip("{},") + ","]
+        return [f"{broadcast_fields(*shapes, self._sum_shift(graph, op))},"]
 
     def input_gradient_arguments(self, writer: StepWriter, step: Step) -> list[str]:
         scratch = writer.arena(step, "scratch", "int32_t")

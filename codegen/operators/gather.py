@@ -13,12 +13,11 @@ from codegen.arithmetic.integers import Error, Ints, round_shift
 from codegen.errors import ModelError
 from codegen.graph.floats import Values
 from codegen.graph.ir import Graph, Unary
-from codegen.operators.base import Operator, Table
+from codegen.operators.base import Copying, Table
 
 if TYPE_CHECKING:
     from codegen.export.integer_model import Layer, ModelWriter
     from codegen.program.steps import Step
-    from codegen.quantization.quantize import Assembly
     from codegen.reference.interpreter import Interpreter
 
 PictureAxis: TypeAlias = Literal["channels", "height", "width"]
@@ -80,24 +79,16 @@ def _sums(graph: Graph, op: Gather, error: np.ndarray) -> np.ndarray:
     return into
 
 
-class _GatherOperator(Operator[Gather, Gather]):
+class _GatherOperator(Copying[Gather]):
     real = kind = Gather
-    keeps_coding = True
     kernel = "gather"
     struct = "tf_selection"
 
     def evaluate(self, op: Gather, inputs: Sequence[Values]) -> Values:
         return np.take(inputs[0], op.indices, axis=_REAL_AXIS[op.axis])
 
-    def quantize(self, op: Gather, assembly: Assembly) -> None:
-        assembly.keep_coding(op.input, op.output)
-        assembly.ops.append(op)
-
     def forward(self, graph: Graph, op: Gather, inputs: Sequence[Ints]) -> Ints:
         return np.take(inputs[0], op.indices, axis=_CODES_AXIS[op.axis])
-
-    def saturates(self, graph: Graph, op: Gather) -> bool:
-        return False
 
     def gradients(
         self, graph: Graph, op: Gather, inputs: Sequence[Ints], error: Values

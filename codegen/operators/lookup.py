@@ -136,8 +136,9 @@ _HANDLERS: Mapping[str, Handler] = {
     "Mish": _of(lambda node: ("mul", X, ("tanh", ("softplus", X))), "exact to one rounding"),
     "Pow": Handler(_power, "a table by code, one with what follows", "exponents but 2 and 3"),
     "Selu": _of(_selu, "exact to one rounding"),
-    "Sigmoid": _of(lambda node: ("sigmoid", X), "exact to one rounding; with Mul, Swish",
-                   "at the end of the network"),
+    "Sigmoid": _of(
+        lambda node: ("sigmoid", X), "exact to one rounding; with Mul, Swish; at the end the loss"
+    ),
     "Softplus": _of(lambda node: ("softplus", X), "exact to one rounding"),
     "Swish": _of(_swish, "exact to one rounding"),
     "Tanh": _of(lambda node: ("tanh", X), "exact to one rounding", "at the end of the network"),

@@ -12,7 +12,7 @@ import numpy as np
 from codegen.arithmetic.integers import Error, Ints, round_shift
 from codegen.graph.floats import Values
 from codegen.graph.ir import Graph, Tensor
-from codegen.operators.base import Operator
+from codegen.operators.base import Copying
 from codegen.operators.windows import (
     Pool,
     overlap_bits,
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from codegen.export.integer_model import Layer, ModelWriter
     from codegen.program.step_builder import StepBuilder
     from codegen.program.steps import Step
-    from codegen.quantization.quantize import Assembly
     from codegen.reference.interpreter import Interpreter
 
 
@@ -64,9 +63,9 @@ def max_pool_errors(source: Tensor, errors: Ints, places: Ints) -> Ints:
     return result.reshape(source.shape)
 
 
-class _MaxPoolOperator(Operator[MaxPool, MaxPool]):
+class _MaxPoolOperator(Copying[MaxPool]):
     real = kind = MaxPool
-    keeps_coding = scales_by_channel = True
+    scales_by_channel = True
     kernel = "max_pool"
     struct = "tf_pool_window"
 
@@ -75,15 +74,8 @@ class _MaxPoolOperator(Operator[MaxPool, MaxPool]):
         largest: Values = under.max(axis=(4, 5))
         return largest
 
-    def quantize(self, op: MaxPool, assembly: Assembly) -> None:
-        assembly.keep_coding(op.input, op.output)
-        assembly.ops.append(op)
-
     def forward(self, graph: Graph, op: MaxPool, inputs: Sequence[Ints]) -> Ints:
         return max_pool(graph, op, inputs[0])[0]
-
-    def saturates(self, graph: Graph, op: MaxPool) -> bool:
-        return False
 
     def gradients(
         self, graph: Graph, op: MaxPool, inputs: Sequence[Ints], error: Values

@@ -159,7 +159,7 @@ class _ProductOperator(Operator[FloatProduct, Product]):
         a, b = (graph.tensors[name] for name in op.inputs)
         out = graph.tensors[op.output]
         return [
-            broadcast_fields(b.shape, out.shape, by.sum_shift),
+            f"{{{broadcast_fields(b.shape, out.shape, by.sum_shift)}}},",
             f"{a.zero_point}, {b.zero_point}, {out.zero_point},",
             f"{by.word}, {by.pre_shift},",
             f"{by.error_multiplier}, {by.error_exponent},",

@@ -12,12 +12,11 @@ from numpy.typing import NDArray
 from codegen.arithmetic.integers import Error, Ints, round_shift
 from codegen.graph.floats import Values
 from codegen.graph.ir import Graph, Unary
-from codegen.operators.base import Operator, Table
+from codegen.operators.base import Copying, Table
 
 if TYPE_CHECKING:
     from codegen.export.integer_model import Layer, ModelWriter
     from codegen.program.steps import Step
-    from codegen.quantization.quantize import Assembly
     from codegen.reference.interpreter import Interpreter
 
 _Number = TypeVar("_Number", np.float64, np.int64)
@@ -87,9 +86,9 @@ def _sent_back(
     return sums
 
 
-class _RearrangeOperator(Operator[Rearrange, Rearrange]):
+class _RearrangeOperator(Copying[Rearrange]):
     real = kind = Rearrange
-    keeps_coding = scales_by_channel = True
+    scales_by_channel = True
     kernel = "rearrange"
     struct = "tf_rearrangement"
 
@@ -99,19 +98,12 @@ class _RearrangeOperator(Operator[Rearrange, Rearrange]):
         flat[:, :, :-1] = inputs[0].reshape(count, channels, -1)
         return flat[:, :, pixels(op, height, width)]
 
-    def quantize(self, op: Rearrange, assembly: Assembly) -> None:
-        assembly.keep_coding(op.input, op.output)
-        assembly.ops.append(op)
-
     def forward(self, graph: Graph, op: Rearrange, inputs: Sequence[Ints]) -> Ints:
         *batch, height, width, channels = inputs[0].shape
         zero = graph.tensors[op.input].zero_point
         flat = np.full((*batch, height * width + 1, channels), zero, np.int64)
         flat[..., :-1, :] = inputs[0].reshape(*batch, -1, channels)
         return flat[..., pixels(op, height, width), :]
-
-    def saturates(self, graph: Graph, op: Rearrange) -> bool:
-        return False
 
     def gradients(
         self, graph: Graph, op: Rearrange, inputs: Sequence[Ints], error: Values

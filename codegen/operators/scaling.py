@@ -186,7 +186,7 @@ class _ScalingOperator(Operator[FloatScaling, Scaling]):
         by = scaling_arithmetic(graph, op)
         source, output = graph.tensors[op.input], graph.tensors[op.output]
         return [
-            broadcast_fields(op.shape, output.shape),
+            f"{{{broadcast_fields(op.shape, output.shape)}}},",
             f"{tables['multiplier']}, {tables['offset']}, {tables.get('below', '0')},",
             f"{tables['errors']}, {tables.get('errors_below', '0')},",
             f"{source.zero_point}, {output.zero_point}, {by.shift}, {by.error_exponent},",

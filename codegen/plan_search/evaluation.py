@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from codegen.arithmetic.layers import logit_scale
 from codegen.compile import build_host_engine
 from codegen.errors import ModelError, PlanError
 from codegen.firmware.bundle import Bundle, PlanInfo
@@ -178,12 +179,11 @@ def _scored(
     exact: NDArray[np.float64] | None,
     tell: Progress,
 ) -> Figures:
-    unit = graph.tensors[graph.head.input].scale * graph.head.weight_scale / 256
     outputs = np.empty((len(samples), graph.head.bias.size))
     tell("scoring", 0, len(samples))
     for index, (codes, label) in enumerate(zip(samples.codes, samples.labels, strict=True)):
         engine.score(codes, int(label))
-        outputs[index] = engine.logits * unit
+        outputs[index] = engine.logits * logit_scale(graph)
     tell("scoring", len(samples), len(samples))
     found = figures(graph, outputs, samples)
     if exact is None or graph.head.loss not in ("cross-entropy", "binary"):

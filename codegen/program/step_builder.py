@@ -285,12 +285,10 @@ class StepBuilder:
         operand: int = 0,
         at_once: int = 0,
         in_place: bool = False,
-        over_error: Overlap | None = None,
-    ) -> None:
+    ) -> str:
         """A step that sends an error to ``tensor``, added to what other consumers have sent.
 
-        The new error may lie over the one that it is made from: exactly on it where it is made
-        ``in_place``, else as ``over_error`` says.
+        Made ``in_place``, it may lie exactly on the one that it is made from. Returns its buffer.
         """
         first = tensor not in self._errors
         name = f"error {tensor}" if first else f"error {tensor} from {op.name}"
@@ -298,9 +296,7 @@ class StepBuilder:
         target = self.buffer(name, 2 * self.graph.tensors[tensor].size)
         operands = {**buffers, "out": target}
         if in_place:
-            over_error = IN_PLACE
-        if over_error is not None:
-            self._part.may_overlap(target, buffers["error"], over_error)
+            self._part.may_overlap(target, buffers["error"], IN_PLACE)
         counts = {"macs": macs, "operand": operand, "at_once": at_once}
         self.step("backward", kernel, op, operands, **counts)
         if first:
@@ -308,6 +304,7 @@ class StepBuilder:
         else:
             both = {"a": self._errors[tensor], "b": target}
             self.step("backward", "error_sum", op, both, operand=operand)
+        return target
 
     def _head_backward(self, op: Head) -> None:
         error = {"error": "error logits"}
@@ -353,12 +350,7 @@ class StepBuilder:
             over = _over_error_of_depthwise(source, output)
         name = self.buffer(f"error columns {op.name}", size)
         buffers = {**error, "scratch": name}
-        self.propagate(
-            f"{kind}_input_gradient",
-            op,
-            op.input,
-            buffers,
-            macs=self._macs(op),
-            at_once=at_once,
-            over_error=over,
-        )
+        kernel, macs = f"{kind}_input_gradient", self._macs(op)
+        made = self.propagate(kernel, op, op.input, buffers, macs=macs, at_once=at_once)
+        if over is not None:
+            self._part.may_overlap(made, error["error"], over)

@@ -25,11 +25,7 @@ void tf_average_pool_forward(const tf_average_pooling *layer, const int8_t *inpu
                              uint8_t *mask) {
     const tf_pool_window *window = &layer->window;
     const uint32_t channels = window->channels;
-    const uint32_t size = (uint32_t)window->out_height * window->out_width * channels;
-    if (mask != NULL) {
-        memset(mask, 0, (size + 7u) / 8u);
-    }
-    uint32_t index = 0;
+    tf_mask_writer written = {mask, 0, 0};
     for (uint32_t y = 0; y < window->out_height; y++) {
         const tf_reach rows = tf_window_rows(window, y);
         const int32_t down = counted_rows(layer, y);
@@ -37,7 +33,7 @@ void tf_average_pool_forward(const tf_average_pooling *layer, const int8_t *inpu
             const tf_reach columns = tf_window_columns(window, x);
             const int32_t count = down * counted_columns(layer, x);
             const int32_t inside = (rows.end - rows.first) * (columns.end - columns.first);
-            for (uint32_t c = 0; c < channels; c++, index++) {
+            for (uint32_t c = 0; c < channels; c++) {
                 int32_t sum = -inside * layer->in_zero;
                 for (int32_t row = rows.first; row < rows.end; row++) {
                     const uint32_t line = (uint32_t)row * window->in_width;
@@ -54,13 +50,12 @@ void tf_average_pool_forward(const tf_average_pooling *layer, const int8_t *inpu
                     value = tf_requantize(&by, tf_raise(sum, layer->pre_shift));
                 }
                 const int32_t clamped = tf_clamp8(value);
-                output[index] = (int8_t)clamped;
-                if (mask != NULL && clamped == value) {
-                    mask[index >> 3] |= (uint8_t)(1u << (index & 7u));
-                }
+                *output++ = (int8_t)clamped;
+                tf_mask_put(&written, clamped == value);
             }
         }
     }
+    tf_mask_end(&written);
 }
 
 void tf_average_pool_input_gradient(const tf_average_pooling *layer, const int16_t *error,

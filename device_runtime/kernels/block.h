@@ -101,6 +101,21 @@ void tf_block_widen_pair(int16_t *pair, const int8_t *packed, uint32_t length);
  * a pair of two such columns, in which row `o` is value tf_crossed(o). */
 void tf_block_widen_columns(int16_t *pair, const int8_t *packed, uint32_t step, uint32_t count);
 
+#if TF_DSP
+/* Assembler: two sums of a pixel to a word of errors in `a`, by way of `b` and lr. Registers: shift;
+ * zero, which is 0; largest |error| so far, 16 bits for each of the two. */
+#define TF_MAKE_ERRORS(a, b, shift, zero, largest) \
+    "asr " #a ", " #a ", " #shift "\n\t"           \
+    "asr " #b ", " #b ", " #shift "\n\t"           \
+    "ssat " #a ", #16, " #a "\n\t"                 \
+    "ssat " #b ", #16, " #b "\n\t"                 \
+    "pkhbt " #a ", " #a ", " #b ", lsl #16\n\t"    \
+    "ssub16 " #b ", " #zero ", " #a "\n\t"         \
+    "sel " #b ", " #b ", " #a "\n\t"               \
+    "usub16 lr, " #b ", " #largest "\n\t"          \
+    "sel " #largest ", " #b ", " #largest "\n\t"
+#endif
+
 /* What becomes of the sums of a run. */
 typedef enum {
     TF_RUN_CODES,          /* output codes */
@@ -153,8 +168,8 @@ static inline void tf_block_aim(tf_block_run *run, void *output, uint32_t step) 
 #endif
 }
 
-/* Outputs of both rows for all blocks, which it has been aimed at. Errors: where the largest becomes 32768, those that are
- * -32768 have still to be saturated to -32767. */
+/* Outputs of both rows for all blocks, which it has been aimed at. Errors: where the largest becomes
+ * 32768, those that are -32768 have still to be saturated to -32767. */
 void tf_block_run_all(tf_block_run *run);
 
 /* Codes of the next `count` pairs of rows, which it widens; the run's output is the first one's. */

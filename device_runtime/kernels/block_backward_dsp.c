@@ -30,18 +30,6 @@ TF_AT(tf_gradient_block, loop, 44);
     "smlad r10, r2, lr, r10\n\t"     \
     "smlad r11, r12, lr, r11\n\t"
 
-/* The sums of two channels of a pixel to a word of errors in `a`; r2: largest |error| so far. */
-#define MAKE_TAP_ERRORS(a, b)                   \
-    "asr " #a ", " #a ", r0\n\t"                \
-    "asr " #b ", " #b ", r0\n\t"                \
-    "ssat " #a ", #16, " #a "\n\t"              \
-    "ssat " #b ", #16, " #b "\n\t"              \
-    "pkhbt " #a ", " #a ", " #b ", lsl #16\n\t" \
-    "ssub16 " #b ", r3, " #a "\n\t"             \
-    "sel " #b ", " #b ", " #a "\n\t"            \
-    "usub16 lr, " #b ", r2\n\t"                 \
-    "sel r2, " #b ", r2\n\t"
-
 /* clang-format off */
 __attribute__((naked)) void tf_block_gradient(tf_gradient_block *block __attribute__((unused))) {
     __asm volatile(
@@ -77,15 +65,15 @@ __attribute__((naked)) void tf_block_gradient(tf_gradient_block *block __attribu
         "ldrd r0, r2, [sp, #36]\n\t" /* shift, largest */
         "mov r3, #0\n\t"
         "ldr r12, [sp]\n\t"
-        MAKE_TAP_ERRORS(r4, r8)
+        TF_MAKE_ERRORS(r4, r8, r0, r3, r2)
         "str r4, [r12]\n\t"
-        MAKE_TAP_ERRORS(r5, r9)
+        TF_MAKE_ERRORS(r5, r9, r0, r3, r2)
         "ldrd r4, r8, [sp, #4]\n\t"
         "str r5, [r12, r4]\n\t"
-        MAKE_TAP_ERRORS(r6, r10)
+        TF_MAKE_ERRORS(r6, r10, r0, r3, r2)
         "ldr r5, [sp, #12]\n\t"
         "str r6, [r12, r8]\n\t"
-        MAKE_TAP_ERRORS(r7, r11)
+        TF_MAKE_ERRORS(r7, r11, r0, r3, r2)
         "str r7, [r12, r5]\n\t"
         "ldr r0, [sp, #28]\n\t"
         "add r1, r1, #4\n\t"

@@ -232,18 +232,6 @@ __attribute__((naked)) void tf_block_widen_columns(int16_t *pair __attribute__((
     "orreq r1, r1, #" #bit_b "\n\t"    \
     "bfi r2, r3, #8, #8\n\t"
 
-/* The sums of a pixel to a word of errors in `a`; r1: largest |error| so far, r2: 0, r3: shift. */
-#define MAKE_ERRORS(a, b)                       \
-    "asr " #a ", " #a ", r3\n\t"                \
-    "asr " #b ", " #b ", r3\n\t"                \
-    "ssat " #a ", #16, " #a "\n\t"              \
-    "ssat " #b ", #16, " #b "\n\t"              \
-    "pkhbt " #a ", " #a ", " #b ", lsl #16\n\t" \
-    "ssub16 " #b ", r2, " #a "\n\t"             \
-    "sel " #b ", " #b ", " #a "\n\t"            \
-    "usub16 lr, " #b ", r1\n\t"                 \
-    "sel r1, " #b ", r1\n\t"
-
 /* clang-format off */
 /* Takes as many pairs as r1 says; without any, the run's own one. */
 __attribute__((naked)) void tf_block_run_all(tf_block_run *run __attribute__((unused))) {
@@ -360,10 +348,10 @@ __attribute__((naked)) void tf_block_run_all(tf_block_run *run __attribute__((un
 
         "tf_block_errors:\n\t"
         "ldm sp, {r1, r2, r3, r12}\n\t"
-        MAKE_ERRORS(r4, r8)
-        MAKE_ERRORS(r5, r9)
-        MAKE_ERRORS(r6, r10)
-        MAKE_ERRORS(r7, r11)
+        TF_MAKE_ERRORS(r4, r8, r3, r2, r1)
+        TF_MAKE_ERRORS(r5, r9, r3, r2, r1)
+        TF_MAKE_ERRORS(r6, r10, r3, r2, r1)
+        TF_MAKE_ERRORS(r7, r11, r3, r2, r1)
         "ldr lr, [sp, #16]\n\t"
         "str r1, [sp]\n\t"
         "str r4, [r12]\n\t"

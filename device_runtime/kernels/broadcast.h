@@ -27,26 +27,4 @@ static inline int32_t tf_bits_of_sums(const int32_t *sums, uint32_t size) {
     return tf_bit_length((uint32_t)magnitude);
 }
 
-/* A mask that is written bit by bit; `bytes` is NULL where none is wanted. */
-typedef struct {
-    uint8_t *bytes;
-    uint32_t bits, count;
-} tf_mask_writer;
-
-static inline void tf_mask_put(tf_mask_writer *mask, uint32_t bit) {
-    mask->bits |= bit << mask->count;
-    if (++mask->count == 8u) {
-        if (mask->bytes != NULL) {
-            *mask->bytes++ = (uint8_t)mask->bits;
-        }
-        mask->bits = mask->count = 0;
-    }
-}
-
-static inline void tf_mask_end(const tf_mask_writer *mask) {
-    if (mask->bytes != NULL && mask->count > 0u) {
-        *mask->bytes = (uint8_t)mask->bits;
-    }
-}
-
 #endif

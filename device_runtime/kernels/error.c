@@ -193,12 +193,9 @@ void tf_error_scale(const int16_t *error, const tf_scale *scale, int16_t multipl
     for (; i + 4u <= size; i += 4u) {
         uint32_t pairs[2];
         for (uint32_t j = 0; j < 2u; j++) {
-            const uint32_t pair = tf_load32(error + i + 2u * j);
-            int32_t low, high;
-            __asm("smlabb %0, %1, %2, %3" : "=r"(low) : "r"(pair), "r"(multiplier), "r"(half));
-            __asm("smlatb %0, %1, %2, %3" : "=r"(high) : "r"(pair), "r"(multiplier), "r"(half));
-            pairs[j] = tf_pack_lower((uint32_t)(low >> shift), (uint32_t)(high >> shift));
-            tf_store32(out + i + 2u * j, pairs[j]);
+            const uint32_t at = i + 2u * j;
+            pairs[j] = tf_scale_pair(tf_load32(error + at), multiplier, multiplier, half, shift);
+            tf_store32(out + at, pairs[j]);
         }
         tf_note_pairs(&seen, pairs[0], pairs[1]);
     }

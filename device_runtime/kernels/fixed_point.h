@@ -118,6 +118,28 @@ static inline void tf_put_bits(uint8_t *mask, uint32_t index, uint32_t bits, uin
     }
 }
 
+/* A mask that is written bit by bit; `bytes` is NULL where none is wanted. */
+typedef struct {
+    uint8_t *bytes;
+    uint32_t bits, count;
+} tf_mask_writer;
+
+static inline void tf_mask_put(tf_mask_writer *mask, uint32_t bit) {
+    mask->bits |= bit << mask->count;
+    if (++mask->count == 8u) {
+        if (mask->bytes != NULL) {
+            *mask->bytes++ = (uint8_t)mask->bits;
+        }
+        mask->bits = mask->count = 0;
+    }
+}
+
+static inline void tf_mask_end(const tf_mask_writer *mask) {
+    if (mask->bytes != NULL && mask->count > 0u) {
+        *mask->bytes = (uint8_t)mask->bits;
+    }
+}
+
 /* A gradient's factor for one step: gain * learning rate * 2^exponent, as mantissa * 2^-shift. */
 typedef struct {
     int32_t mantissa; /* below 2^31 */
@@ -192,6 +214,12 @@ static inline int32_t tf_largest_error(const int16_t *out, uint32_t size) {
 /* Bits by which an error tensor can go left and still fit 15 bits and a sign. */
 static inline int32_t tf_headroom(const tf_scale *scale) {
     return 15 - tf_bit_length((uint32_t)scale->magnitude);
+}
+
+/* How far it has to go right to leave so many bits free, so that sums of 2^bits of its values fit. */
+static inline int32_t tf_shift_to_leave(const tf_scale *scale, int32_t bits) {
+    const int32_t missing = bits - tf_headroom(scale);
+    return missing > 0 ? missing : 0;
 }
 
 #endif

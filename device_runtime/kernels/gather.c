@@ -25,8 +25,7 @@ void tf_gather_input_gradient(const tf_selection *layer, const int16_t *error,
     const uint16_t *first = layer->first;
     const uint32_t runs = layer->runs, inner = layer->inner, length = layer->run * inner;
     const uint32_t whole = layer->size * inner;
-    const int32_t missing = layer->overlap_bits - tf_headroom(scale);
-    const int32_t shift = missing > 0 ? missing : 0;
+    const int32_t shift = tf_shift_to_leave(scale, layer->overlap_bits);
     memset(out, 0, layer->outer * whole * sizeof *out);
     int16_t *into = out;
     if (layer->overlap_bits == 0u) { /* each error goes to a place of its own */

@@ -29,14 +29,10 @@ void tf_lookup_input_gradient(const tf_lookup *layer, const int16_t *error, cons
     for (; i + 4u <= size; i += 4u) {
         uint32_t pairs[2];
         for (uint32_t j = 0; j < 2u; j++) {
-            const uint32_t pair = tf_load32(error + i + 2u * j);
-            const int32_t first = slopes[input[i + 2u * j]];
-            const int32_t second = slopes[input[i + 2u * j + 1u]];
-            int32_t low, high;
-            __asm("smlabb %0, %1, %2, %3" : "=r"(low) : "r"(pair), "r"(first), "r"(half));
-            __asm("smlatb %0, %1, %2, %3" : "=r"(high) : "r"(pair), "r"(second), "r"(half));
-            pairs[j] = tf_pack_lower((uint32_t)(low >> shift), (uint32_t)(high >> shift));
-            tf_store32(out + i + 2u * j, pairs[j]);
+            const uint32_t at = i + 2u * j;
+            pairs[j] = tf_scale_pair(tf_load32(error + at), slopes[input[at]],
+                                     slopes[input[at + 1u]], half, shift);
+            tf_store32(out + at, pairs[j]);
         }
         tf_note_pairs(&seen, pairs[0], pairs[1]);
     }

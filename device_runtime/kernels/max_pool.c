@@ -55,8 +55,7 @@ void tf_max_pool_input_gradient(const tf_pool_window *window, const int16_t *err
                                 const tf_scale *scale, const uint8_t *places, int16_t *out,
                                 tf_scale *out_scale) {
     const uint32_t channels = window->channels, wide = is_wide(window);
-    const int32_t missing = window->overlap_bits - tf_headroom(scale);
-    const int32_t shift = missing > 0 ? missing : 0;
+    const int32_t shift = tf_shift_to_leave(scale, window->overlap_bits);
     const uint32_t size = tf_window_input(window);
     memset(out, 0, size * sizeof *out);
     uint32_t index = 0;

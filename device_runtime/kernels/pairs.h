@@ -81,6 +81,15 @@ static inline uint32_t tf_pack_upper(uint32_t low, uint32_t high) {
     return both;
 }
 
+/* Both halves of `pair` times a factor each, plus `half`, >> shift, where that fits 16 bits. */
+static inline uint32_t tf_scale_pair(uint32_t pair, int32_t first, int32_t second, int32_t half,
+                                     int32_t shift) {
+    int32_t low, high;
+    __asm("smlabb %0, %1, %2, %3" : "=r"(low) : "r"(pair), "r"(first), "r"(half));
+    __asm("smlatb %0, %1, %2, %3" : "=r"(high) : "r"(pair), "r"(second), "r"(half));
+    return tf_pack_lower((uint32_t)(low >> shift), (uint32_t)(high >> shift));
+}
+
 /* Bytes 0 and 2 of a word, or 1 and 3, each added to a half of `add`. */
 static inline uint32_t tf_even_plus(uint32_t add, uint32_t word) {
     uint32_t even;

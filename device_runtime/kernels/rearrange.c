@@ -30,8 +30,7 @@ void tf_rearrange_forward(const tf_rearrangement *layer, const int8_t *input, in
 void tf_rearrange_input_gradient(const tf_rearrangement *layer, const int16_t *error,
                                  const tf_scale *scale, int16_t *out, tf_scale *out_scale) {
     const uint32_t channels = layer->channels;
-    const int32_t missing = layer->repeat_bits - tf_headroom(scale);
-    const int32_t shift = missing > 0 ? missing : 0;
+    const int32_t shift = tf_shift_to_leave(scale, layer->repeat_bits);
     const uint32_t size = (uint32_t)layer->in_height * layer->in_width * channels;
     memset(out, 0, size * sizeof *out);
     for (uint32_t y = 0; y < layer->out_height; y++) {
@@ -50,10 +49,6 @@ void tf_rearrange_input_gradient(const tf_rearrangement *layer, const int16_t *e
             }
         }
     }
-    int32_t magnitude = 0;
-    for (uint32_t i = 0; i < size; i++) {
-        tf_note_magnitude(&magnitude, out[i]);
-    }
     out_scale->exponent = scale->exponent + shift;
-    out_scale->magnitude = magnitude;
+    out_scale->magnitude = tf_largest_error(out, size);
 }

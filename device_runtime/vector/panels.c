@@ -1,4 +1,4 @@
-/* Blocks on the host: the same results as block_portable.c, a channel in every lane. */
+/* Blocks on the host: the same results as in portable C, a channel in every lane. */
 #include "panels.h"
 
 #if defined(__SSE4_1__)
@@ -127,11 +127,6 @@ void tf_panels_forward(const tf_panel_block *block, uint32_t pixels, int8_t *out
         }
         panel += TF_LANES * length;
     }
-}
-
-void tf_block_set_stream(tf_gradient_block *block, const int16_t *stream, uint32_t count) {
-    block->stream = stream;
-    block->stream_end = stream + TF_STREAM_STEP * count;
 }
 
 /* Errors of TF_LANES input channels of four pixels, of which the first `count` are kept. */

@@ -66,6 +66,12 @@ def virtual_devices(
     if not bundles:
         raise ConfigurationError("virtual devices need the bundle of at least one board")
     manifests = {board: Manifest.read(folder) for board, folder in bundles.items()}
+    for board, manifest in manifests.items():
+        if manifest.model.target_scale is not None:
+            raise ConfigurationError(
+                f"the model of {bundles[board]} is trained for targets, which virtual devices "
+                "don't record; try it with tinyfleet measure --data"
+            )
     recordings = _recordings(names, bundles, manifests, data, seed)
     boards = list(bundles)
     specs = []

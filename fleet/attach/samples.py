@@ -87,11 +87,6 @@ def check_samples(path: Path, recording: Recording, manifest: Manifest, bundle: 
             f"{path}: samples of x have shape {recording.x.shape[1:]}, the model of {bundle} takes "
             f"{model.input.shape} (height, width, channels)"
         )
-    if model.target_scale is not None:
-        raise ConfigurationError(
-            f"the model of {bundle} is trained for targets, which virtual devices don't record; "
-            "measure it with tinyfleet measure --data, or attach boards"
-        )
     if not 0 <= recording.y.min() <= recording.y.max() < model.labels:
         kind = "classes" if model.loss == "cross-entropy" else "labels"
         raise ConfigurationError(

@@ -45,7 +45,7 @@ def _show(found: Evaluation) -> None:
     screen = console()
     columns = {"as compiled": found.before}
     if found.after is not None:
-        columns[f"after {found.epochs} epochs"] = found.after
+        columns[f"after {found.epochs} epoch{'s' if found.epochs > 1 else ''}"] = found.after
     if found.float_model is not None:
         columns["float model"] = found.float_model
     what = f"{found.before.samples} samples"

@@ -25,6 +25,7 @@ from fleet.cli._errors import CommandError
 from fleet.cli._output import console, print_json, readable, table
 from fleet.cli._progress import stage_bars
 from fleet.protocol.delta_coding import encode
+from simulator.machines.measure import measure
 
 
 def make_plans(
@@ -91,8 +92,6 @@ def _coded_bytes(values: NDArray[np.int32]) -> int:
 
 
 def _step_instructions(bundle: Path) -> int:
-    from simulator.machines.measure import measure
-
     return measure(bundle).instructions.step
 
 

@@ -23,7 +23,7 @@ _ROLE_OF_COMMAND = {
     "machines": "simulator",
     "measure": "simulator",
     "models": "compiler",
-    "plan": "compiler",
+    "plan": "simulator",
     "restore": "service",
     "serve": "service",
     "simulate": "simulator",
@@ -78,6 +78,8 @@ def install(role: str) -> str:
 def remedy(command: str, module: str) -> str:
     """What to do when a command doesn't find a module."""
     role = _ROLE_OF_COMMAND.get(command, "simulator")
+    if module == "unicorn":
+        role = "simulator"  # what some commands of other roles do only where asked: `explain`
     return (
         f"`{PACKAGE} {command}` needs the Python module {module!r}, which this installation "
         f"hasn't: {install(role)}"

@@ -10,7 +10,6 @@ import logging
 import uuid
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 
 from fleet.campaign import (
     CampaignConfig,
@@ -19,11 +18,7 @@ from fleet.campaign import (
     RoundOutcome,
     RoundPlan,
     Step,
-    eligible,
-    hide,
     is_open,
-    most_at_once,
-    plan_round,
     schedule,
 )
 from fleet.campaign.config import Stage
@@ -42,6 +37,7 @@ from fleet.coordinator.open_training import OpenTraining
 from fleet.coordinator.pace import Pace
 from fleet.coordinator.private_rounds import PrivateRounds
 from fleet.coordinator.rolling_back import RollingBack, RoundSteps
+from fleet.coordinator.round_planner import RoundPlanner
 from fleet.coordinator.round_runner import Context, RoundRunner
 from fleet.coordinator.traces import CampaignTraces
 from fleet.coordinator.transport import Transport
@@ -57,7 +53,6 @@ from fleet.protocol.manifest import Manifest
 from fleet.store import (
     ENDED_STATES,
     Events,
-    Gateways,
     Models,
     Registry,
     RoundSummary,
@@ -145,13 +140,16 @@ class CampaignDriver:
             keys,
         )
         self._runner = RoundRunner(context)
+        self.planner = RoundPlanner(
+            context, self._membership, private, self._blobs, self._holders, self._stopped
+        )
         self._rolling_back = RollingBack(
             context,
             self._runner,
             self._membership,
             self._blobs,
             RoundSteps(
-                self._begun, self.plan_round, self._begin, self._close, self._store_cancelled
+                self._begun, self.planner.plan, self._begin, self._close, self._store_cancelled
             ),
             self._stopped,
             self._idle,
@@ -416,7 +414,7 @@ class CampaignDriver:
                 keys = self._holders.sealed_for(self._config)
                 if not self._unmasking.wait_until_ready(keys):
                     return False
-            members = self.wait_for_devices(step)
+            members = self.planner.wait_for_devices(step)
             if members is None:
                 return False
             plan = self._begin(self._plan_when_free(step, base.sha256, members))
@@ -485,7 +483,7 @@ class CampaignDriver:
         deadline = self._clock.monotonic() + self._config.wait_for_devices_seconds
         while True:
             try:
-                return self.plan_round(step, weights, members)
+                return self.planner.plan(step, weights, members)
             except LeasedError:
                 if self._clock.monotonic() > deadline:
                     raise
@@ -503,7 +501,7 @@ class CampaignDriver:
         check_for_empty_rounds(self._store, self._campaign, self._config, self._begun().values())
         weights = self._store.latest_weights(self._campaign).sha256
         if waits:
-            members = self.wait_for_devices(step)
+            members = self.planner.wait_for_devices(step)
             if members is None:
                 return None
             return self._begin(self._plan_when_free(step, weights, members))
@@ -511,84 +509,9 @@ class CampaignDriver:
         targets = self._membership.targets(devices)
         members = self._membership.of(step, targets, devices, self._blobs.has)
         try:
-            return self._begin(self.plan_round(step, weights, members, busy))
+            return self._begin(self.planner.plan(step, weights, members, busy))
         except CampaignError:
             return None
-
-    def plan_round(
-        self, step: Step, weights: str, members: Members, busy: Mapping[str, str] | None = None
-    ) -> RoundPlan:
-        """The next round over those of the members that this campaign may lease, and that aren't
-        `busy`: with what is told of them."""
-        devices = self._listener.devices()
-        ready, _ = eligible(self._config, devices, self._manifests, members, step.kind)
-        room = None
-        if busy:
-            room = most_at_once(self._config, len(ready)) - len(busy)
-            if room < 1:
-                raise CampaignError(f"round {step.number}: {len(busy)} devices are at work")
-            members = replace(members, waiting={**members.waiting, **busy})
-        seen = {one.device: one.lease for one in devices if one.device in ready}
-        leases = self._store.take_leases(self._campaign, self._driver, seen)
-        mine = {name: of.number for name, of in leases.items() if of.campaign == self._campaign}
-        # While they were waited for, whoever had them may have spent what they had left.
-        spent = self._private.spent(step, mine)
-        members = replace(members, waiting={**members.waiting, **spent})
-        plan = plan_round(
-            self._config,
-            *(step.number, step.kind),
-            devices,
-            self._manifests,
-            weights,
-            mine,
-            members,
-            *(step.stage, step.training_round),
-            Gateways(self._store).sites(),
-            room,
-            self._store.round_offset(),
-        )
-        plan = self._private.laid_on(plan)
-        trains = step.kind is RoundKind.TRAIN
-        keys = self._holders.sealed_for(self._config) if trains else ()
-        return hide(self._config, plan, devices, self._manifests, keys, plan.protection)
-
-    # Devices
-
-    def wait_for_devices(self, step: Step) -> Members | None:
-        """Who may take part in a step's round, when enough devices can; None where the user stops.
-
-        One of its stage's can, too; where all of them wait to be asked again, that is waited for.
-        Raises `CampaignError` where they aren't there in time, `BudgetSpentError` where they are,
-        and too few have privacy left to spend.
-        """
-        deadline = self._clock.monotonic() + self._config.wait_for_devices_seconds
-        looked, is_news = float("-inf"), True
-        while True:
-            now = self._clock.monotonic()
-            if is_news or now - looked >= self._pace.stop_check:
-                looked = now
-                devices = self._listener.devices()
-                targets = self._membership.targets(devices)
-                everybody = Members(frozenset(targets))
-                ready, skipped = eligible(
-                    self._config, targets.values(), self._manifests, everybody, step.kind
-                )
-                spent = self._private.spent(step, ready)
-                least = self._config.least_ready(step.kind is RoundKind.TRAIN)
-                if len(ready) >= least and self._private.are_enough(len(ready), len(spent)):
-                    members = self._membership.of(step, targets, devices, self._blobs.has)
-                    if members.names & ready.keys() - members.waiting.keys():
-                        return members
-                    if now > deadline and not self._membership.backs_off():
-                        return members
-                elif now > deadline:
-                    if len(ready) >= least:
-                        raise BudgetSpentError(step.number, len(ready) - len(spent), len(spent))
-                    raise self._listener.too_few(self._config, least, len(ready), skipped)
-            if self._stopped():
-                return None
-            self._listener.ask_for_news(self._pace.hello)
-            is_news = any(one.hello is not None for one in self._listener.receive())
 
     def _stopped(self) -> bool:
         now = self._clock.monotonic()

@@ -104,19 +104,19 @@ class TinyfleetStrategy(Strategy):
     ) -> Iterable[Message]:
         """One `train.sync` per gateway, which answers when its round is closed."""
         transport = GridTransport(grid)
-        listener = CampaignDriver(
+        planner = CampaignDriver(
             self._store,
             self._campaign,
             transport,
             driver=self._driver,
             protection=self._holders,
-        )
+        ).planner
         step = Step(server_round, RoundKind.TRAIN, 0, server_round)
-        members = listener.wait_for_devices(step)
+        members = planner.wait_for_devices(step)
         if members is None:
             return []
         nodes = transport.nodes()
-        plan = listener.plan_round(step, self._version.sha256, members)
+        plan = planner.plan(step, self._version.sha256, members)
         self._store.begin_round(
             self._campaign, self._driver, server_round, plan.kind.value, plan.to_json()
         )

@@ -5,13 +5,10 @@ Tests and benchmarks read them from here.
 
 from __future__ import annotations
 
-import os
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
 from numpy.typing import NDArray
 
 from codegen.graph.ir import Conv, DepthwiseConv, Graph
@@ -19,14 +16,12 @@ from codegen.importer.model import import_model
 from codegen.program.plans import Plan, load_plan, resolve
 from codegen.quantization.quantize import quantize
 from codegen.reference.interpreter import Interpreter
+from tests.shared import SHARED, needs
 
-SHARED = Path(os.environ.get("TINYFLEET_SHARED", Path(__file__).parents[3] / "shared"))
 MODEL = SHARED / "models" / "mcunet-5fps-head10-int8.onnx"
 PLANS = SHARED / "models" / "mcunet-5fps-plans.json"
 
-needs_mcunet = pytest.mark.skipif(
-    not MODEL.exists(), reason=f"{MODEL} isn't there; set TINYFLEET_SHARED to the shared folder"
-)
+needs_mcunet = needs(MODEL)
 
 
 @cache

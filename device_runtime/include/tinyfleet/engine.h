@@ -123,8 +123,9 @@ void tf_engine_train_step(tf_engine *engine, const int8_t *sample, int32_t label
                           uint32_t learning_rate_q20, uint32_t seed);
 
 /* The values of the delta against the blob that was loaded, in plan order (without those of personal
- * tensors where the engine keeps them), in units of 2^shift state units, rounded stochastically with the seed of the last training step: the
- * same values whenever they are asked for again, and right on average over devices. */
+ * tensors where the engine keeps them), in units of 2^shift state units, rounded stochastically with
+ * the seed of the last training step: the same values whenever they are asked for again, and right
+ * on average over devices. */
 typedef struct {
     const tf_engine *engine;
     uint32_t value;  /* index of the next value in the delta */

@@ -21,7 +21,7 @@ from tests.codegen.random_graphs import full_plan, random_graph, random_plan, ra
 def programs() -> list[Program]:
     made = []
     for seed in range(8):
-        for graph, _ in (random_graph(seed, size=8), random_pooled_graph(seed)):
+        for graph, _ in (random_graph(seed, size=16, smooth=seed < 4), random_pooled_graph(seed)):
             made += [lower(graph, full_plan(graph)), lower(graph, random_plan(graph, seed))]
     return made
 

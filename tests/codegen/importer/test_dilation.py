@@ -13,7 +13,7 @@ from onnx import helper
 
 from codegen.graph.floats import FloatConv, FloatGraph, FloatHead
 from codegen.graph.ir import Conv, DepthwiseConv, Graph
-from codegen.importer.model import import_model, import_proto
+from codegen.importer.model import import_proto
 from codegen.operators.execution import evaluate
 from codegen.operators.rearrange import Rearrange
 from codegen.program.lowering import lower
@@ -25,8 +25,6 @@ from tests.codegen import onnxruntime_oracle
 from tests.codegen.importer.test_model import Constants, model, normal
 from tests.codegen.random_graphs import full_plan
 from tests.conftest import examples
-
-CASE = Path(__file__).parents[4] / "shared" / "cases" / "dilation_2.onnx"
 
 
 def ending(nodes: list[onnx.NodeProto], constants: Constants, shape: tuple[int, ...], source: str,
@@ -231,15 +229,4 @@ def test_a_quantized_temporal_network_gives_the_classes_of_onnxruntime(tmp_path:
     codes = quantize_input(graph, samples[:, :, np.newaxis].transpose(0, 2, 3, 1))
     expected = onnxruntime_oracle.outputs(quantized, samples)
     scores = simulate(graph, codes)[graph.head.name]
-    assert (scores.argmax(axis=1) == expected.argmax(axis=1)).mean() >= 0.95
-
-
-@pytest.mark.skipif(not CASE.exists(), reason="the shared cases aren't here")
-def test_the_shared_case_compiles_to_the_classes_of_onnxruntime() -> None:
-    graph = import_model(CASE, "cross-entropy")
-    samples = np.load(CASE.with_suffix(".npz"))["x"].astype(np.float32)
-    made = quantize(graph, graph.arrange(samples))
-    codes = quantize_input(made, graph.arrange(samples).transpose(0, 2, 3, 1))
-    scores = simulate(made, codes)[made.head.name]
-    expected = onnxruntime_oracle.outputs(onnx.load(CASE), samples)
     assert (scores.argmax(axis=1) == expected.argmax(axis=1)).mean() >= 0.95

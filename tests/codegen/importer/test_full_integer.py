@@ -14,16 +14,13 @@ from onnx import NodeProto, TensorProto, helper, numpy_helper
 from codegen.errors import CalibrationError, ModelError
 from codegen.graph.floats import FloatGraph
 from codegen.graph.ir import Graph
-from codegen.importer.model import import_model, import_proto
+from codegen.importer.model import import_proto
 from codegen.operators.requantize import Requantize
 from codegen.quantization.model import quantize_model
 from codegen.quantization.quantize import quantize
 from codegen.quantization.report import simulate
 from tests.codegen.exported import MODELS
-from tests.codegen.mcunet import SHARED
 from tests.codegen.onnxruntime_oracle import agreement, run
-
-CASES = SHARED / "cases"
 
 
 def model(
@@ -377,28 +374,3 @@ def test_zeros_around_codes_are_their_zero_point(dtype: type) -> None:
     proto.graph.node.extend(nodes)
     with pytest.raises(ModelError, match="only constant zeros are supported"):
         import_proto(proto)
-
-
-@pytest.mark.skipif(not CASES.is_dir(), reason="set TINYFLEET_SHARED to the shared folder")
-@pytest.mark.parametrize(
-    "name",
-    [
-        "int8_input",
-        "qcdq_clip",
-        "qdq_tiny_channel",
-        "qdq_zero_and_tiny_channel",
-        "qdq_zero_channel",
-        "qdq_zero_filter_7x7_pixels",
-    ],
-)
-def test_shared_cases_of_quantized_models_give_onnxruntimes_classes(name: str) -> None:
-    path = CASES / f"{name}.onnx"
-    float_graph, proto = import_model(path), onnx.load(path)
-    samples = np.load(path.with_suffix(".npz"))["x"]
-    needs_samples = name in ("int8_input",)
-    graph = quantize_model(float_graph, path.with_suffix(".npz") if needs_samples else None).graph
-    coding = float_graph.codings[float_graph.input]
-    codes = np.clip(np.rint(samples / coding.scale) + coding.zero_point, -128, 127).astype(np.int8)
-    x = codes if float_graph.integer_input else samples
-    expected = np.concatenate([run(proto, sample[None])[0] for sample in x])
-    assert agreement(device_logits(float_graph, graph, codes), expected) >= 0.95

@@ -11,7 +11,7 @@ from onnx import helper
 
 from codegen.graph.floats import FloatConv
 from codegen.graph.ir import Conv, DepthwiseConv, Graph
-from codegen.importer.model import import_model, import_proto
+from codegen.importer.model import import_proto
 from codegen.operators.concat import Concat
 from codegen.operators.execution import evaluate
 from codegen.operators.requantize import Requantize
@@ -24,8 +24,6 @@ from tests.codegen.importer.test_dilation import (
     trained_gradients_are_exact,
 )
 from tests.codegen.importer.test_model import Constants, normal
-
-CASE = Path(__file__).parents[4] / "shared" / "cases" / "group_2.onnx"
 
 
 @pytest.mark.parametrize(
@@ -129,15 +127,4 @@ def test_a_quantized_shuffle_unit_gives_the_classes_of_onnxruntime(tmp_path: Pat
     codes = quantize_input(graph, samples.transpose(0, 2, 3, 1))
     scores = simulate(graph, codes)[graph.head.name]
     expected = onnxruntime_oracle.outputs(quantized, samples)
-    assert (scores.argmax(axis=1) == expected.argmax(axis=1)).mean() >= 0.95
-
-
-@pytest.mark.skipif(not CASE.exists(), reason="the shared cases aren't here")
-def test_the_shared_case_compiles_to_the_classes_of_onnxruntime() -> None:
-    graph = import_model(CASE, "cross-entropy")
-    samples = np.load(CASE.with_suffix(".npz"))["x"].astype(np.float32)
-    quantized = quantize(graph, graph.arrange(samples))
-    codes = quantize_input(quantized, graph.arrange(samples).transpose(0, 2, 3, 1))
-    scores = simulate(quantized, codes)[quantized.head.name]
-    expected = onnxruntime_oracle.outputs(onnx.load(CASE), samples)
     assert (scores.argmax(axis=1) == expected.argmax(axis=1)).mean() >= 0.95

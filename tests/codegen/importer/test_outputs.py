@@ -8,7 +8,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from codegen.errors import ModelError
-from codegen.graph.floats import FloatGraph
+from codegen.graph.floats import FloatConv, FloatGraph, FloatHead
 from codegen.importer.model import import_proto
 from codegen.operators.execution import evaluate
 from tests.codegen.dense_network import dense_network
@@ -97,6 +97,20 @@ def test_the_probabilities_of_no_and_yes_are_one_answer() -> None:
     assert graph.head.loss == "binary"
     assert graph.head.bias.size == 1
     assert graph.loss_choice.output == "Sigmoid"
+
+
+@pytest.mark.parametrize(
+    "last",
+    [
+        helper.make_node("Identity", ["Sigmoid"], ["end"]),
+        helper.make_node("CastLike", ["Sigmoid", "x"], ["end"]),
+    ],
+    ids=lambda node: str(node.op_type),
+)
+def test_a_sigmoid_is_at_the_end_whatever_its_output_is_called(last: onnx.NodeProto) -> None:
+    graph = imported(with_outputs(dense_network((4,), 2, "Sigmoid"), [last], ["end"]))
+    assert graph.head.loss == "binary"
+    assert [type(op) for op in graph.ops] == [FloatConv, FloatHead]
 
 
 def test_two_networks_in_a_file_are_asked_about() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import onnx
 import pytest
@@ -9,7 +11,7 @@ from numpy.typing import NDArray
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 from codegen.errors import ModelError
-from codegen.graph.ir import Graph
+from codegen.graph.ir import Graph, inputs_of
 from codegen.importer.model import import_proto
 from codegen.operators.requantize import Requantize
 from codegen.quantization.quantize import quantize, quantize_input
@@ -93,26 +95,55 @@ FIRST = [*codes("x", "xd", "input"), CONV]
 RELU = helper.make_node("Relu", ["a"], ["r"], "bend")
 
 
-def max_pool(source: str) -> NodeProto:
-    return helper.make_node(
-        "MaxPool", [source], ["pooled"], "pool", kernel_shape=[3, 3], pads=[1, 1, 1, 1]
-    )
+def resize(source: str) -> list[NodeProto]:
+    return [
+        helper.make_node("Constant", [], ["twice"], value_floats=[1.0, 1.0, 2.0, 2.0]),
+        helper.make_node("Resize", [source, "", "twice"], ["copied"], "copy", mode="nearest"),
+    ]
 
 
-def test_a_max_pool_whose_output_alone_is_coded_codes_its_input() -> None:
-    nodes = [*FIRST, RELU, max_pool("r"), *codes("pooled", "y", "positive")]
+def shifted(source: str) -> list[NodeProto]:
+    return [
+        helper.make_node("Constant", [], ["order"], value_ints=[1, 2, 3, 4, 5, 0]),
+        helper.make_node("Gather", [source, "order"], ["copied"], "copy", axis=1),
+    ]
+
+
+def mean_everywhere(source: str) -> list[NodeProto]:
+    return [
+        helper.make_node("GlobalAveragePool", [source], ["average"], "average"),
+        helper.make_node("Constant", [], ["whole"], value_ints=[1, 6, 8, 8]),
+        helper.make_node("Expand", ["average", "whole"], ["copied"], "copy"),
+    ]
+
+
+def max_pool(source: str) -> list[NodeProto]:
+    shape = {"kernel_shape": [3, 3], "pads": [1, 1, 1, 1]}
+    return [helper.make_node("MaxPool", [source], ["copied"], "copy", **shape)]
+
+
+@pytest.mark.parametrize("copy", [max_pool, resize, shifted, mean_everywhere])
+def test_what_copies_codes_and_is_coded_alone_codes_its_input(
+    copy: Callable[[str], list[NodeProto]],
+) -> None:
+    nodes = [*FIRST, RELU, *copy("r"), *codes("copied", "y", "positive")]
     graph = assert_gives_onnxruntimes_outputs(network(nodes, "y", "positive"))
     assert not any(isinstance(op, Requantize) for op in graph.ops)
-    assert graph.tensors["first"].scale == graph.tensors["pool"].scale == np.float32(0.05)
+    (copied,) = (op for op in graph.ops if op.name.startswith("copy"))
+    scales = [graph.tensors[name].scale for name in (*inputs_of(copied), copied.output)]
+    assert scales == [np.float32(0.05)] * 2
 
 
-def test_a_max_pool_coded_otherwise_than_its_input_is_requantized() -> None:
+@pytest.mark.parametrize("copy", [max_pool, shifted])
+def test_what_copies_codes_and_is_coded_otherwise_than_its_input_is_requantized(
+    copy: Callable[[str], list[NodeProto]],
+) -> None:
     nodes = [
-        *FIRST, max_pool("a"), *codes("pooled", "p1", "signed"), *codes("a", "p2", "wide"),
+        *FIRST, *copy("a"), *codes("copied", "p1", "signed"), *codes("a", "p2", "wide"),
         helper.make_node("Add", ["p1", "p2"], ["sum"], "join"), *codes("sum", "y", "wide"),
     ]  # fmt: skip
     graph = assert_gives_onnxruntimes_outputs(network(nodes, "y", "wide"))
-    assert [op.name for op in graph.ops if isinstance(op, Requantize)] == ["pool_recoded"]
+    assert [op.name for op in graph.ops if isinstance(op, Requantize)] == ["copy_recoded"]
 
 
 def test_zeros_around_a_tensor_are_coded_with_it() -> None:

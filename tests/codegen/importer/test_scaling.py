@@ -10,7 +10,7 @@ import pytest
 
 from codegen.errors import ModelError
 from codegen.graph.floats import FloatConv, FloatGraph
-from codegen.importer.model import import_model, import_proto
+from codegen.importer.model import import_proto
 from codegen.operators.execution import evaluate
 from codegen.operators.lookup import Lookup
 from codegen.operators.scaling import FloatScaling
@@ -21,7 +21,7 @@ from tests.codegen.importer.test_model import (
     normal,
     with_head,
 )
-from tests.codegen.importer.test_selections import CASES, agreement, conv, ints, node
+from tests.codegen.importer.test_selections import agreement, conv, ints, node
 from tests.codegen.onnxruntime_oracle import outputs, quantize_file
 
 
@@ -161,12 +161,3 @@ def test_a_constant_larger_than_the_tensor_is_refused_and_the_remedy_works() -> 
         import_proto(refused)
     nodes = [stem, mean, node("Expand", "mean shape", "large"), node("Mul", "large by", "end")]
     assert_equals_onnxruntime(with_head(nodes, constants, "end", 6))
-
-
-@pytest.mark.parametrize("name", ["bn_over_frequency", "normalize_channels_last"])
-def test_shared_cases_agree_with_onnxruntime_in_int8(name: str) -> None:
-    path = CASES / f"{name}.onnx"
-    if not path.exists():
-        pytest.skip("no shared cases")
-    x = np.load(path.with_suffix(".npz"))["x"].astype(np.float32)
-    assert agreement(import_model(path), onnx.load(path), x) >= 0.95

@@ -11,7 +11,7 @@ from onnx import helper
 
 from codegen.errors import ModelError
 from codegen.graph.floats import FloatGraph
-from codegen.importer.model import import_model, import_proto
+from codegen.importer.model import import_proto
 from codegen.operators.concat import Concat
 from codegen.operators.gather import Gather
 from codegen.quantization.quantize import quantize, quantize_input
@@ -24,8 +24,6 @@ from tests.codegen.importer.test_model import (
     with_head,
 )
 from tests.codegen.onnxruntime_oracle import outputs, quantize_file
-
-CASES = Path(__file__).parents[3].parent / "shared" / "cases"
 
 
 def node(operator: str, inputs: str, outputs: str, **attributes: object) -> onnx.NodeProto:
@@ -189,10 +187,3 @@ def test_a_shuffle_unit_agrees_with_onnxruntime_in_int8(tmp_path: Path) -> None:
     quantize_file(tmp_path / "float.onnx", tmp_path / "qdq.onnx", x)
     coded = onnx.load(tmp_path / "qdq.onnx")
     assert agreement(import_proto(coded), coded, x) >= 0.95
-
-
-@pytest.mark.skipif(not (CASES / "channel_split.onnx").exists(), reason="no shared cases")
-def test_the_shared_case_agrees_with_onnxruntime_in_int8() -> None:
-    path = CASES / "channel_split.onnx"
-    x = np.load(path.with_suffix(".npz"))["x"].astype(np.float32)
-    assert agreement(import_model(path), onnx.load(path), x) >= 0.95

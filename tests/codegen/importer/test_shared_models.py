@@ -14,16 +14,13 @@ from codegen.graph.ir import Conv, DepthwiseConv
 from codegen.importer.model import import_model
 from codegen.operators.execution import evaluate
 from codegen.quantization.quantize import quantize
-from tests.codegen.mcunet import SHARED
+from tests.shared import SHARED, needs
 
 FILES = {
     kind: SHARED / "models" / f"mcunet-5fps-{kind}.onnx" for kind in ("int8", "head10-int8", "fp32")
 }
 
-pytestmark = pytest.mark.skipif(
-    not all(path.exists() for path in FILES.values()),
-    reason=f"{SHARED} has no MCUNet; set TINYFLEET_SHARED to the shared folder",
-)
+pytestmark = needs(*FILES.values())
 
 
 def layers() -> list[dict[str, str]]:

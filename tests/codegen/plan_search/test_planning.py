@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -60,14 +61,14 @@ def case() -> tuple[Graph, Samples]:
     return graph, Samples(codes, labels)
 
 
-def fresh_case() -> tuple[Graph, Samples]:
-    """A new head of 30 classes that are easily told apart: its first deltas are its largest."""
+def fresh_case(classes: int = 30) -> tuple[Graph, Samples]:
+    """A new head of classes that are easily told apart: its first deltas are its largest."""
     graph, _ = random_graph(4)
     rng = np.random.default_rng(4)
-    weight = rng.choice(graph.head.weight.ravel(), (30, graph.head.weight.shape[1]))
-    head = dataclasses.replace(graph.head, weight=weight, bias=np.zeros(30, np.int32))
-    labels = np.arange(120) % 30
-    pictures = rng.uniform(-90, 90, (30, *graph.tensors[graph.input].shape))
+    weight = rng.choice(graph.head.weight.ravel(), (classes, graph.head.weight.shape[1]))
+    head = dataclasses.replace(graph.head, weight=weight, bias=np.zeros(classes, np.int32))
+    labels = np.arange(120) % classes
+    pictures = rng.uniform(-90, 90, (classes, *graph.tensors[graph.input].shape))
     codes = rng.normal(pictures[labels], 10).clip(-128, 127).astype(np.int8)
     return dataclasses.replace(graph, ops=(*graph.ops[:-1], head)), Samples(codes, labels)
 
@@ -255,12 +256,16 @@ def test_every_plan_shown_takes_what_it_takes_compiled_alone(
 
 
 def test_where_the_head_is_too_much_a_plan_without_it_is_named_that_compiles(
-    unlimited: PlanningResult, tmp_path: Path
+    tmp_path: Path,
 ) -> None:
-    graph, _ = case()
-    limit = unlimited.proposals[0].costs.sram_bytes - 8
+    wide = functools.partial(fresh_case, 200)
+    graph, _ = wide()
+    with pytest.raises(BudgetError, match=r"head alone needs [\d,]+ bytes of SRAM") as caught:
+        plans(dataclasses.replace(SETTINGS, sram_bytes=9_000), wide)
+    needed = str(caught.value).partition("head alone needs ")[2].partition(" bytes")[0]
+    limit = int(needed.replace(",", "")) - 8
     with pytest.raises(BudgetError, match=r"head alone needs .* bytes of SRAM, .* instr") as caught:
-        plans(dataclasses.replace(SETTINGS, sram_bytes=limit))
+        plans(dataclasses.replace(SETTINGS, sram_bytes=limit), wide)
     shown = str(caught.value).partition("isn't measured: ")[2].partition(" needs ")[0]
     spec = PlanSpec.model_validate_json(shown)
     assert not spec.head

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,9 +22,9 @@ from codegen.quantization.model import QuantizationOptions, quantize_model
 from codegen.quantization.quantize import quantize
 from codegen.quantization.report import QuantizationReport
 from tests.codegen.quantization.uneven_network import RELU6, network, samples
+from tests.shared import SHARED, needs
 
-ROOT = Path(__file__).parents[3]
-SHARED = Path(os.environ.get("TINYFLEET_SHARED", ROOT.parent / "shared"))
+MCUNET = SHARED / "models" / "mcunet-5fps-fp32.onnx"
 
 
 def saved(folder: Path, x: NDArray[np.floating]) -> Path:
@@ -137,16 +136,14 @@ def pictures(count: int, part: str = "x_train") -> NDArray[np.float32]:
 
 
 @pytest.mark.slow
+@needs(MCUNET)
 @pytest.mark.parametrize("equalize", [False, True])
 def test_dead_channels_of_a_pretrained_network_break_nothing(
     tmp_path: Path, equalize: bool
 ) -> None:
     """MCUNet's weights have 62 channels with scales down to 4e-9."""
-    model = SHARED / "models" / "mcunet-5fps-fp32.onnx"
-    if not model.is_file():
-        pytest.skip(f"{model} is not here; set TINYFLEET_SHARED to the folder of shared data")
     options = QuantizationOptions(RangeRule("percentile"), equalize=equalize, report=True)
-    made = quantize_model(import_model(model), saved(tmp_path, pictures(32)), options)
+    made = quantize_model(import_model(MCUNET), saved(tmp_path, pictures(32)), options)
     assert made.report is not None
     tiny = [finding for finding in made.report.findings if finding.check == "tiny-scale"]
     assert sum(finding.value for finding in tiny) == 62

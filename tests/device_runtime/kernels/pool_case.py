@@ -11,7 +11,6 @@ from codegen.graph.ir import Graph, Padding, Tensor
 from codegen.operators.average_pool import AveragePool
 from codegen.operators.max_pool import MaxPool
 from codegen.operators.windows import overlap_bits
-from simulator.machines.kernel_call import Struct
 
 Fields = list[tuple[str, int]]
 
@@ -66,15 +65,3 @@ def pool_case(seed: int, largest: bool) -> PoolCase:
         op = AveragePool("pool", "x", "y", window, stride, pad, counted)
     tensors = {"x": x, "y": Tensor("y", (*size, channels), scale, zero)}
     return PoolCase(op, Graph("case", "x", tensors, (op,)))
-
-
-def scale_of(codes: np.ndarray, exponent: int) -> Struct:
-    """tf_scale of error codes."""
-    return Struct(("i", exponent), ("i", int(np.abs(codes).max(initial=0))))
-
-
-def error_codes(shape: tuple[int, ...], seed: int) -> np.ndarray:
-    """Errors of any magnitude up to the largest."""
-    draw = np.random.default_rng([seed, 3])
-    most = int(draw.choice([1, 40, 5000, 32767]))
-    return draw.integers(-most, most + 1, shape).astype(np.int16)

@@ -18,7 +18,8 @@ from codegen.operators.windows import overlap_bits
 from simulator.machines.kernel_call import Struct
 from tests.conftest import examples
 from tests.device_runtime.kernels.calls import call_all
-from tests.device_runtime.kernels.pool_case import PoolCase, error_codes, pool_case, scale_of
+from tests.device_runtime.kernels.error_case import error_codes, headroom_of, scale_of
+from tests.device_runtime.kernels.pool_case import PoolCase, pool_case
 
 SEEDS = st.integers(0, 2**20)
 
@@ -63,7 +64,7 @@ def test_means_and_their_errors_are_those_of_the_specification(seed: int) -> Non
     errors = error_codes(output.shape, seed)
     out, scale = np.zeros(source.shape, np.int16), Struct(("i", 0), ("i", 0))
     call_all("tf_average_pool_input_gradient", [layer, errors, scale_of(errors, 2), out, scale])
-    headroom = 15 - int(np.abs(errors.astype(int)).max()).bit_length()
+    headroom = headroom_of(errors)
     left = headroom - overlap_bits(op)
     factor = constants.error_multiplier[counted - constants.least_count]
     parts = round_shift(errors.astype(np.int64) * factor, 15 - left)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from simulator.machines.kernel_call import Struct
 from tests.conftest import examples
 from tests.device_runtime.kernels.calls import call_all
-from tests.device_runtime.kernels.pool_case import error_codes, scale_of
+from tests.device_runtime.kernels.error_case import error_codes, scale_of
 
 
 @examples(40)

@@ -8,13 +8,9 @@ from simulator.machines.kernel_call import ArmKernels, HostKernels, Struct, View
 from simulator.machines.qemu.kernels import QemuKernels
 from tests.conftest import examples
 from tests.device_runtime.kernels.convolution_case import EDGES, Case, cases, padded_pointwise
+from tests.device_runtime.kernels.error_case import scale_of
 
 Engines = list[HostKernels | ArmKernels | QemuKernels]
-
-
-def scale_of(error: np.ndarray, exponent: int) -> Struct:
-    magnitude = int(np.abs(error.astype(np.int64)).max(initial=0))
-    return Struct(("i", exponent), ("i", magnitude))
 
 
 def scratch_of(case: Case) -> np.ndarray:

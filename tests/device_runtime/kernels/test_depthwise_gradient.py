@@ -11,8 +11,9 @@ from codegen.arithmetic.layers import Gain
 from codegen.program.scratch import depthwise_input_gradient_bytes, depthwise_weight_update_bytes
 from simulator.machines.kernel_call import Struct, View
 from tests.conftest import examples
-from tests.device_runtime.kernels.calls import FIRST_VALUE, Ints, Scratch, call_all, moved, update
+from tests.device_runtime.kernels.calls import FIRST_VALUE, Scratch, call_all, moved, update
 from tests.device_runtime.kernels.convolution_layers import Depthwise, depthwise_layers
+from tests.device_runtime.kernels.error_case import scale_of
 
 PLAIN = Depthwise(8, 8, 4, (3, 3), (1, 1), (1, 1, 1, 1), -128, -128, False, 9, 0, 1)
 SEVEN = Depthwise(8, 8, 3, (7, 7), (2, 2), (3, 3, 3, 3), -128, 5, False, 9, 0, 2)
@@ -22,11 +23,6 @@ ONE_TAP = Depthwise(5, 4, 4, (1, 1), (1, 1), (0, 0, 1, 2), 9, -128, False, 4, 0,
 """Padding at the bottom and the right only."""
 SPEECH = Depthwise(12, 9, 2, (10, 4), (2, 2), (4, 1, 5, 1), 0, -128, True, 9, 0, 3)
 SPARSE = Depthwise(7, 7, 2, (1, 1), (3, 3), (0, 0, 0, 0), 0, -128, False, 4, 3, 3)
-
-
-def scale_of(errors: Ints) -> Struct:
-    """tf_scale."""
-    return Struct(("i", -9), ("i", int(np.abs(errors).max())))
 
 
 @examples(200)
@@ -46,7 +42,7 @@ def test_input_gradient_is_that_of_the_specification(layer: Depthwise) -> None:
         [
             layer.struct(),
             errors.astype(np.int16),
-            scale_of(errors),
+            scale_of(errors, -9),
             layer.weights_struct(),
             out,
             scale,
@@ -66,7 +62,7 @@ def test_input_gradient_may_end_where_the_error_ends(layer: Depthwise) -> None:
     errors = layer.errors()
     wanted = layer.input_gradient(errors)[0]
     behind = max(0, wanted.size - errors.size)
-    memory, scale = np.zeros(behind + errors.size, np.int16), scale_of(errors)
+    memory, scale = np.zeros(behind + errors.size, np.int16), scale_of(errors, -9)
     memory[behind:] = errors.ravel()
     call_all(
         "tf_depthwise_input_gradient",
@@ -106,7 +102,7 @@ def test_trained_channels_take_a_step(
         [
             layer.struct(),
             errors.astype(np.int16),
-            scale_of(errors),
+            scale_of(errors, -9),
             np.ascontiguousarray(codes[..., trained] if keeps_part else codes).astype(np.int8),
             Struct(
                 ("P", weights),

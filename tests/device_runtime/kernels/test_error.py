@@ -10,6 +10,7 @@ from codegen.arithmetic.integers import round_shift
 from simulator.machines.kernel_call import Struct
 from tests.conftest import examples
 from tests.device_runtime.kernels.calls import Ints, call_all
+from tests.device_runtime.kernels.error_case import headroom_of, magnitude, scale_of
 
 SIZES = st.integers(1, 200)
 SEEDS = st.integers(0, 2**20)
@@ -22,16 +23,6 @@ def errors(seed: int, size: int, bits: int) -> Ints:
     codes = draw.integers(-largest, largest + 1, size)
     ends = draw.choice([-largest, 0, largest], size)
     return np.where(draw.random(size) < 0.2, ends, codes)
-
-
-def magnitude(codes: Ints) -> int:
-    """Largest absolute code."""
-    return int(np.abs(codes).max(initial=0))
-
-
-def scale_of(codes: Ints, exponent: int) -> Struct:
-    """tf_scale."""
-    return Struct(("i", exponent), ("i", magnitude(codes)))
 
 
 @examples(100)
@@ -86,7 +77,7 @@ def test_scaling_uses_the_headroom(
     out = given_codes if in_place else np.zeros(size, np.int16)
     out_scale = scale if in_place else Struct(("i", 0), ("i", 0))
     call_all("tf_error_scale", [given_codes, scale, multiplier, -2, size, out, out_scale])
-    headroom = 15 - magnitude(codes).bit_length()
+    headroom = headroom_of(codes)
     expected = round_shift(codes * multiplier, 15 - headroom)
     np.testing.assert_array_equal(out, expected)
     assert out_scale.values == [3 - 2 - headroom, magnitude(expected)]

@@ -8,11 +8,13 @@ from hypothesis import strategies as st
 
 from codegen.arithmetic.integers import round_shift
 from codegen.graph.ir import Graph, Tensor
-from codegen.operators.gather import Gather, gather_arithmetic
+from codegen.operators.gather import Gather, PictureAxis, gather_arithmetic
 from simulator.machines.kernel_call import Struct
 from tests.conftest import examples
 from tests.device_runtime.kernels.calls import call_all
-from tests.device_runtime.kernels.pool_case import error_codes, scale_of
+from tests.device_runtime.kernels.error_case import error_codes, headroom_of, scale_of
+
+AXES: tuple[PictureAxis, ...] = ("height", "width", "channels")
 
 
 @examples(60)
@@ -30,8 +32,7 @@ def test_entries_are_chosen_and_their_errors_go_back(
     runs = st.builds(lambda a, b: list(range(min(a, b), max(a, b) + 1)),
                      st.integers(0, size - 1), st.integers(0, size - 1))  # fmt: skip
     chosen = data.draw(st.one_of(some, runs, st.permutations(range(size))))
-    axis = ("height", "width", "channels")[place]
-    op = Gather("choice", "x", "y", axis, tuple(chosen))  # type: ignore[arg-type]
+    op = Gather("choice", "x", "y", AXES[place], tuple(chosen))
     graph = Graph("case", "x", {"x": Tensor("x", shape, 0.1, 0)}, (op,))
     by = gather_arithmetic(graph, op)
     layer = Struct(
@@ -45,7 +46,7 @@ def test_entries_are_chosen_and_their_errors_go_back(
     np.testing.assert_array_equal(found, expected)
 
     errors = error_codes(expected.shape, seed)
-    headroom = 15 - int(np.abs(errors.astype(int)).max()).bit_length()
+    headroom = headroom_of(errors)
     shift = max(0, by.overlap_bits - headroom)
     wanted = np.zeros(shape, np.int64)
     for entry, index in enumerate(chosen):

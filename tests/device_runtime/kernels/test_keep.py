@@ -1,3 +1,7 @@
+"""Kept channels against numpy, on this machine and on emulated cores."""
+
+from __future__ import annotations
+
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st

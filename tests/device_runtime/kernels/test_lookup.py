@@ -10,7 +10,7 @@ from codegen.arithmetic.integers import round_shift
 from simulator.machines.kernel_call import Struct
 from tests.conftest import examples
 from tests.device_runtime.kernels.calls import call_all
-from tests.device_runtime.kernels.pool_case import error_codes, scale_of
+from tests.device_runtime.kernels.error_case import error_codes, headroom_of, scale_of
 
 
 @examples(60)
@@ -28,7 +28,7 @@ def test_codes_and_errors_are_looked_up(seed: int, size: int, in_place: bool) ->
 
     errors = error_codes((size,), seed)
     scale = scale_of(errors, 2)
-    headroom = 15 - int(np.abs(errors.astype(int)).max()).bit_length()
+    headroom = headroom_of(errors)
     expected = round_shift(errors.astype(np.int64) * slopes[places], 15 - headroom)
     out = errors if in_place else np.zeros(size, np.int16)
     made = Struct(("i", 0), ("i", 0))

@@ -15,7 +15,8 @@ from codegen.operators.windows import overlap_bits
 from simulator.machines.kernel_call import Struct
 from tests.conftest import examples
 from tests.device_runtime.kernels.calls import call_all
-from tests.device_runtime.kernels.pool_case import PoolCase, error_codes, pool_case, scale_of
+from tests.device_runtime.kernels.error_case import error_codes, headroom_of, scale_of
+from tests.device_runtime.kernels.pool_case import PoolCase, pool_case
 
 SEEDS = st.integers(0, 2**20)
 
@@ -56,7 +57,7 @@ def check(case: PoolCase, seed: int) -> None:
     call_all(
         "tf_max_pool_input_gradient", [window, errors, scale_of(errors, -3), places, out, scale]
     )
-    headroom = 15 - int(np.abs(errors.astype(int)).max()).bit_length()
+    headroom = headroom_of(errors)
     shift = max(0, overlap_bits(op) - headroom)
     moved = round_shift(errors.astype(np.int64), shift)
     expected = max_pool_errors(source, moved, expected_places)

@@ -12,7 +12,7 @@ from codegen.operators.rearrange import OUTSIDE, REARRANGE, Rearrange, repeat_bi
 from simulator.machines.kernel_call import Struct
 from tests.conftest import examples
 from tests.device_runtime.kernels.calls import call_all
-from tests.device_runtime.kernels.pool_case import error_codes, scale_of
+from tests.device_runtime.kernels.error_case import error_codes, headroom_of, scale_of
 
 
 def random_case(seed: int) -> tuple[Graph, Rearrange]:
@@ -57,7 +57,7 @@ def test_pixels_move_and_the_errors_of_copies_add_up(seed: int) -> None:
     errors = error_codes(output.shape, seed)
     out, scale = np.zeros(source.shape, np.int16), Struct(("i", 0), ("i", 0))
     call_all("tf_rearrange_input_gradient", [layer, errors, scale_of(errors, -3), out, scale])
-    shift = max(0, bits - (15 - int(np.abs(errors.astype(int)).max()).bit_length()))
+    shift = max(0, bits - headroom_of(errors))
     moved = round_shift(errors.astype(np.int64), shift)
     (returned,) = REARRANGE.gradients(graph, op, [codes.astype(np.int64)], moved)
     np.testing.assert_array_equal(out, returned)

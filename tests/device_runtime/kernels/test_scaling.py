@@ -11,15 +11,9 @@ from codegen.graph.ir import Graph, Tensor
 from codegen.operators.scaling import Scaling, scaling_arithmetic
 from simulator.machines.kernel_call import Struct
 from tests.conftest import examples
+from tests.device_runtime.kernels.broadcast_case import ONES, SHAPES, broadcast, small_shape
 from tests.device_runtime.kernels.calls import call_all
-from tests.device_runtime.kernels.pool_case import error_codes, scale_of
-from tests.device_runtime.kernels.test_product import (
-    ONES,
-    SHAPES,
-    broadcast,
-    headroom_of,
-    small_shape,
-)
+from tests.device_runtime.kernels.error_case import error_codes, headroom_of, scale_of
 
 
 @examples(60)

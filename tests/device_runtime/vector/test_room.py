@@ -7,10 +7,10 @@ from simulator.machines.kernel_call import Struct, View
 from tests.device_runtime.kernels.calls import on_vector_units
 from tests.device_runtime.kernels.convolution_case import Case
 from tests.device_runtime.kernels.convolution_layers import Depthwise
+from tests.device_runtime.kernels.error_case import scale_of
 from tests.device_runtime.kernels.test_convolution import forward, scratch_of
 from tests.device_runtime.kernels.test_convolution_update import check as check_update
 from tests.device_runtime.kernels.test_depthwise import scratch_for
-from tests.device_runtime.kernels.test_depthwise_gradient import scale_of
 
 
 @pytest.mark.parametrize("trained", [(), (1, 2, 700)])
@@ -60,7 +60,7 @@ def test_rows_too_long_for_a_ring_have_the_codes_and_errors_of_numpy() -> None:
         np.testing.assert_array_equal(output, values)
         out, scale = np.zeros(wanted.shape, np.int16), Struct(("i", 0), ("i", 0))
         scratch = np.zeros(1 << 18, np.int16)
-        arguments = [errors.astype(np.int16), scale_of(errors), weights, out, scale, scratch]
+        arguments = [errors.astype(np.int16), scale_of(errors, -9), weights, out, scale, scratch]
         engine.call("tf_depthwise_input_gradient", layer.struct(), *arguments)
         np.testing.assert_array_equal(out, wanted)
         assert scale.values == [-9 + exponent, int(np.abs(wanted).max())]
@@ -81,7 +81,7 @@ def test_strides_whose_output_has_the_size_of_the_input_work_in_its_place(
         arguments = [place, weights, biases, place, None, scratch]
         engine.call("tf_depthwise_forward", layer.struct(), span, *arguments)
         np.testing.assert_array_equal(place, np.clip(layer.values_before_clamp(codes), -128, 127))
-        error, scale = errors.astype(np.int16), scale_of(errors)
+        error, scale = errors.astype(np.int16), scale_of(errors, -9)
         arguments = [error, scale, weights, error, scale, np.zeros(1 << 14, np.int16)]
         engine.call("tf_depthwise_input_gradient", layer.struct(), *arguments)
         np.testing.assert_array_equal(error, wanted)

@@ -171,6 +171,18 @@ def test_a_model_that_takes_no_digits_asks_for_data_of_its_shape(
         virtual_devices(NAMES, PASSWORDS, {"stm32f407": tmp_path}, "barn")
 
 
+@pytest.mark.parametrize("has_file", [False, True])
+def test_a_model_that_trains_for_targets_asks_for_no_file_that_would_be_refused(
+    digits: Bundle, save: Callable[..., Path], has_file: bool, tmp_path: Path
+) -> None:
+    manifest = json.loads((digits.path / "manifest.json").read_text())
+    manifest["model"] |= {"loss": "mse", "target_scale": 0.5}
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    data = save(**numbered(9)) if has_file else None
+    with pytest.raises(ConfigurationError, match=r"trained for targets.* measure --data"):
+        virtual_devices(NAMES, PASSWORDS, {"stm32f407": tmp_path}, "barn", data=data)
+
+
 X, Y = numbered(9).values()
 
 

@@ -155,6 +155,7 @@ def test_version_is_that_of_the_package(tinyfleet: Run) -> None:
         (["gateway", "run", "--config", "gateway.toml"], "mqtt5", "gateway"),
         (["serve", "--config", "service.toml"], "fastapi", "service"),
         (["experiment", "run", "e.yaml", "--out", "o"], "unicorn", "simulator"),
+        (["plan", "m.onnx", "--board", "stm32f746", "--data", "d.npz"], "unicorn", "simulator"),
         (["demo"], "sklearn", "demo"),
     ],
 )
@@ -173,6 +174,11 @@ def test_a_command_without_its_packages_says_which_role_brings_them(
         f"error: `tinyfleet {arguments[0]}` needs the Python module {module!r}, which this "
         f"installation hasn't: pip install 'tinyfleet[{role}]'"
     ]
+
+
+def test_who_asks_for_counts_in_emulation_gets_the_role_that_emulates() -> None:
+    assert _roles.remedy("explain", "unicorn").endswith("pip install 'tinyfleet[simulator]'")
+    assert _roles.remedy("explain", "matplotlib").endswith("pip install 'tinyfleet[compiler]'")
 
 
 def test_a_role_has_what_the_roles_have_that_it_is_made_of() -> None:

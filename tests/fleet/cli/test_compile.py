@@ -76,7 +76,7 @@ def test_a_file_of_an_old_opset_compiles_and_the_output_says_that_it_was_convert
     np.savez(tmp_path / "x.npz", x=normal(16, 3, 7, 6))
     shown = tinyfleet(
         *("compile", tmp_path / "old.onnx", "--board", "stm32f746", "--out", tmp_path / "out"),
-        *("--calibration", tmp_path / "x.npz"),
+        *("--calibration", tmp_path / "x.npz", "--loss", "cross-entropy"),
     )
     assert shown.returncode == 0, shown.stderr
     assert "Note: the model's ONNX opset 9 was converted to opset 13" in shown.stdout

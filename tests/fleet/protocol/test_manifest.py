@@ -3,15 +3,16 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
 
+from codegen.graph.ir import Loss, label_count
 from codegen.program.row_pairs import Order, pack_rows, stored_bytes
 from fleet.errors import ManifestError
 from fleet.protocol import Manifest
-from fleet.protocol.manifest import TensorEntry
+from fleet.protocol.manifest import InputEntry, ModelEntry, TensorEntry
 
 
 def manifest() -> dict[str, Any]:
@@ -184,3 +185,17 @@ def test_a_plain_tensor_has_the_size_that_the_compiler_gives_it(dtype: str, size
     tensor = entry("plain", (3, 5), dtype)
     assert tensor.bytes == stored_bytes("plain", (3, 5), size)
     assert np.array_equal(tensor.place_of_values(), np.arange(15))
+
+
+@pytest.mark.parametrize("loss", get_args(Loss))
+def test_labels_are_as_many_as_the_compiler_says(loss: Loss) -> None:
+    model = ModelEntry(
+        name="m",
+        digest="d" * 64,
+        onnx_sha256="1" * 64,
+        input=InputEntry(shape=(8, 8, 1), scale=0.1, zero_point=0),
+        classes=5,
+        parameters=1000,
+        loss=loss,
+    )
+    assert model.labels == label_count(loss, model.classes)

@@ -2,7 +2,6 @@
 
 import contextlib
 import hashlib
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -28,6 +27,7 @@ from fleet.ports import free_port
 from fleet.protocol import device_seed
 from simulator.fleet.fleet import Fleet
 from simulator.machines.device_spec import DeviceSpec
+from tests.codegen.mcunet import MODEL, needs_mcunet
 from tests.codegen.random_graphs import full_plan, random_target_graph
 from tests.patience import PATIENCE_SECONDS
 from tests.simulator.conftest import skip_without
@@ -330,18 +330,16 @@ def test_power_cuts_while_weights_are_staged_only_delay_the_delta(
     )
 
 
+@needs_mcunet
 @pytest.mark.slow
+@needs_mcunet
 @pytest.mark.parametrize("machine", ["unicorn", "renode"])
 def test_a_round_of_mcunet_with_its_weights_in_the_external_flash(
     tmp_path: Path, machine: str
 ) -> None:
     skip_without(machine)
-    shared = Path(os.environ.get("TINYFLEET_SHARED", ROOT.parent / "shared"))
-    model = shared / "models" / "mcunet-5fps-head10-int8.onnx"
-    if not model.exists():
-        pytest.skip(f"{model} is not here; set TINYFLEET_SHARED to the folder of shared data")
     bundle = compile_model(
-        model,
+        MODEL,
         "stm32f746",
         [PlanSpec(name="head")],
         None,

@@ -13,8 +13,8 @@ import pytest
 
 from fleet.campaign.config import Asynchronous
 from fleet.coordinator import closing, unmasking
-from fleet.coordinator.driver import CampaignDriver
 from fleet.coordinator.membership import Membership
+from fleet.coordinator.round_planner import RoundPlanner
 from fleet.coordinator.round_runner import RoundRunner
 from fleet.gateway.actions import Publish
 from fleet.gateway.core import Core
@@ -236,14 +236,14 @@ def what_is_too_stale_counts(patch: pytest.MonkeyPatch) -> None:
 
 
 def rounds_begin_with_the_first_version(patch: pytest.MonkeyPatch) -> None:
-    plan_round = CampaignDriver.plan_round
+    plan = RoundPlanner.plan
 
-    def with_the_first(self: CampaignDriver, step: Any, weights: str, *about: Any) -> Any:
+    def with_the_first(self: RoundPlanner, step: Any, weights: str, *about: Any) -> Any:
         if step.training_round:
-            weights = self._store.weights(self._campaign, 0).sha256
-        return plan_round(self, step, weights, *about)
+            weights = self._context.store.weights(self._context.campaign, 0).sha256
+        return plan(self, step, weights, *about)
 
-    patch.setattr(CampaignDriver, "plan_round", with_the_first)
+    patch.setattr(RoundPlanner, "plan", with_the_first)
 
 
 # ---- masked campaigns ----------------------------------------------------------------------

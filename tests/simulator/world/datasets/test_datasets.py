@@ -16,10 +16,11 @@ from simulator.errors import WorldError
 from simulator.world.datasets import registry
 from simulator.world.datasets.dataset import Dataset, Samples, numbered
 from simulator.world.datasets.registry import AnyDataset, dataset_kinds
+from tests.shared import SHARED
 from tests.simulator.world.worlds import config, world
 
 ADAPTER: TypeAdapter[Any] = TypeAdapter(AnyDataset)
-SHARED = Path(__file__).parents[5] / "shared" / "data"
+DATA = SHARED / "data"
 NEEDS_FILES = ("har", "keywords", "flowers")
 
 
@@ -30,7 +31,7 @@ def dataset(name: str, **settings: Any) -> Dataset:
 
 
 def real(name: str, **settings: Any) -> Samples:
-    folder = os.environ.get("TINYFLEET_DATA") or (str(SHARED) if SHARED.is_dir() else "")
+    folder = os.environ.get("TINYFLEET_DATA") or (str(DATA) if DATA.is_dir() else "")
     if not folder:
         pytest.skip("TINYFLEET_DATA names no folder of data sets")
     return dataset(name, folder=folder, **settings).load(Path())
