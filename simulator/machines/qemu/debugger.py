@@ -93,6 +93,11 @@ class Debugger:
         self._send("c")
         self.running = True
 
+    def go_on_at(self, address: int) -> None:
+        """Let the core run from an instruction without a breakpoint; bit 0 says: Thumb."""
+        self._send(f"c{address:x}")
+        self.running = True
+
     def wait(self, seconds: float) -> bool:
         """Whether the running core comes to a breakpoint within that time."""
         if self._packet(seconds) is None:
