@@ -34,8 +34,9 @@ _VECTOR_BYTES = 64
 _STACK_PAINT = b"\xa5"
 _LAST_WORDS_BYTES = 2000
 _UART_RECEIVE_FULL = 1 << 1
-_LATE_SECONDS = 1.0
-"""In which QEMU has put a byte of the line into an empty UART, however busy this computer is."""
+_TURNS = 8
+"""Of QEMU's loop, in which it has put a byte of the line into an empty UART. Two suffice: one to
+see that there is room, one to fill it."""
 
 T = TypeVar("T")
 FlashContent = Iterable[tuple[int, bytes]]
@@ -193,12 +194,14 @@ class QemuMachine:
 
     def _line_brings(self) -> bool:
         """Whether the core takes a byte of the line when it goes on."""
-        is_full = self._uart_is_full()
-        # QEMU fills the UART in a thread beside the core's, which may be late.
-        end = time.monotonic() + _LATE_SECONDS
-        while not is_full and self._line.bytes_under_way and time.monotonic() < end:
-            time.sleep(0.0005)
+        # QEMU fills the UART in the loop in which it answers the debugger, so that answers count
+        # its turns, however late they are. What is under way is looked at first: a byte that has
+        # left the line by then is in the UART when the answer comes.
+        for _ in range(_TURNS):
+            under_way = self._line.bytes_under_way
             is_full = self._uart_is_full()
+            if is_full or not under_way:
+                break
         # What it hasn't taken since the last time it won't take before its time goes on.
         left, self._left_on_line = self._left_on_line, (self._line.bytes_under_way, is_full)
         return is_full and self._left_on_line != left
