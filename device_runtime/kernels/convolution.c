@@ -374,7 +374,7 @@ void tf_convolution_forward(const tf_convolution *layer, const tf_span *span, co
     }
 #endif
     for (uint32_t p = 0; p < at_once && values < length; p += TF_BLOCK_PIXELS) {
-        tf_fill_up(job.from.all_columns + p * length, values, length);
+        tf_fill_up((tf_column *)scratch + p * length, values, length);
     }
     run_span(&job, span, input, output, mask);
 }
