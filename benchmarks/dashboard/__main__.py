@@ -370,7 +370,7 @@ def main() -> int:
     )
     console().print(
         f"Slowest median: {slowest:,.0f} ms (wanted: at most {WANTED_MILLISECONDS}); "
-        f"watchers may take {WANTED_SHARE:.0%} of a core."
+        f"watchers may take {100 * WANTED_SHARE:.0f} % of a core."
     )
     return 0
 

@@ -313,9 +313,9 @@ def check_stored_weights(draft: DraftGraph) -> None:
             f"layer '{op.name}': its weights reach {largest.max():.0f} steps from their zero "
             f"point, and the device's, symmetric int8, {WEIGHT_MAX}; in coarser steps "
             f"{beyond.sum()} of its {len(steps)} channels would be off by up to "
-            f"{(lost / np.maximum(largest, 1)).max():.2%} of their largest weight. Quantize "
-            "weights as symmetric int8 (in onnxruntime weight_type=QuantType.QInt8), or give the "
-            "float model"
+            f"{100 * (lost / np.maximum(largest, 1)).max():.2f} % of their largest weight. "
+            "Quantize weights as symmetric int8 (in onnxruntime weight_type=QuantType.QInt8), or "
+            "give the float model"
         )
 
 
