@@ -10,6 +10,7 @@ least squares of relative errors, none of them negative. Prints the rates to be 
 
 from __future__ import annotations
 
+import argparse
 import sys
 import tempfile
 from collections import defaultdict
@@ -241,6 +242,7 @@ def fitted(cases: list[tuple[Program, list[int]]]) -> dict[str, Rates]:
 
 
 def main() -> int:
+    argparse.ArgumentParser(description=__doc__).parse_args()
     require_model()
     cases, rows, screen = [], [], console()
     for program in programs():
