@@ -142,7 +142,13 @@ def _show(result: PlanningResult) -> None:
             "Plan best with other options",
             ["option", "SRAM", "delta", "instructions per step", "note"],
             [
-                [v.option, v.costs.sram_bytes, v.costs.delta_bytes, v.costs.instructions, ""]
+                [
+                    v.option,
+                    v.costs.sram_bytes,
+                    v.costs.delta_bytes,
+                    v.costs.instructions,
+                    "" if result.limits.allow(v.costs) else "beyond the limits",
+                ]
                 if v.costs
                 else [v.option, "n/a", "n/a", "n/a", v.refusal]
                 for v in result.variants

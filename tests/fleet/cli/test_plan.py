@@ -76,6 +76,9 @@ def test_the_plan_that_is_written_compiles_within_the_limit(
         shown.stdout
     )
     assert f"--plan {out}#best" in shown.stdout
+    # Momentum keeps a second number for each weight, of which the best plan has as many as fit.
+    (momentum,) = [line for line in shown.stdout.splitlines() if "momentum 0.9" in line]
+    assert "beyond the limits" in momentum
 
 
 def test_what_does_not_fit_together_is_refused_in_one_message(
