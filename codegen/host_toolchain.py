@@ -37,7 +37,9 @@ _WARNINGS = ("-Wall", "-Wextra", "-Werror")
 _COMMON = ("-std=c99", "-ffp-contract=off", "-ffunction-sections", "-fdata-sections", "-g0")
 _OWN = "TF_"  # what no header of a system or of others' code asks for
 _INCLUDE = re.compile(rb'^[ \t]*#[ \t]*include[ \t]*[<"]([^">]+)[">]', re.MULTILINE)
-_FIRST_ERROR = re.compile(r"error: |undefined (reference|symbol)|will not fit|overflowed")
+_FIRST_ERROR = re.compile(
+    r"error: |cannot find|undefined (reference|symbol)|will not fit|overflowed"
+)
 
 
 @dataclass(frozen=True)
@@ -140,8 +142,7 @@ class Compiler:
         words = [self.kind, *self.command, self.version, *options]
         key = _key(words, [source.path], include_dirs, defines)
         target = cache / key[:2] / f"{key}.o"
-        if target.is_file():
-            os.utime(target)
+        if _use(target):
             return Object(target, cached=True)
         target.parent.mkdir(parents=True, exist_ok=True)
         # Compiled under a name of its own and renamed, so that two builds at once, or a killed
@@ -217,9 +218,7 @@ class HostToolchain(Compiler):
         """
         key = _key([self.kind, *self.command, self.version], sources, include_dirs)
         kept = cache_folder() / "libraries" / f"{key}.so"
-        if kept.is_file():
-            os.utime(kept)
-        else:
+        if not _use(kept):
             kept.parent.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(dir=kept.parent) as folder:
                 made = Path(folder) / "library.so"
@@ -323,6 +322,15 @@ def _key(
     return digest.hexdigest()
 
 
+def _use(kept: Path) -> bool:
+    """Whether the file is there; it counts as used now, before anything else is done with it."""
+    try:
+        os.utime(kept)
+    except FileNotFoundError:
+        return False
+    return True
+
+
 def _prune(cache: Path, pattern: str, most: int) -> None:
     """Keeps the files used last, so that the cache doesn't grow for ever."""
     used: dict[Path, float] = {}
@@ -332,4 +340,6 @@ def _prune(cache: Path, pattern: str, most: int) -> None:
     if len(used) <= most:
         return
     for item in sorted(used, key=used.__getitem__)[: len(used) - most // 2]:
-        item.unlink(missing_ok=True)
+        with contextlib.suppress(FileNotFoundError):
+            if item.stat().st_mtime == used[item]:  # else another build links it by now
+                item.unlink()

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from codegen.errors import ToolchainError
-from codegen.host_toolchain import Source, host_toolchain
+from codegen.host_toolchain import Source, _prune, host_toolchain
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 
@@ -64,6 +64,24 @@ def test_a_definition_of_ours_counts_where_a_file_or_its_header_names_it(tmp_pat
     assert build(TF_OF_HEADER=2, TF_OF_SOURCE=20) == (1, 22)
     # A system's headers aren't read, so that others' names always count.
     assert build(TF_OF_HEADER=2, TF_OF_SOURCE=20, NDEBUG=1) == (1, 22)
+
+
+def test_what_another_build_uses_while_the_cache_is_pruned_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    objects = [tmp_path / f"{age}.o" for age in range(6)]
+    for age, item in enumerate(objects):
+        item.touch()
+        os.utime(item, (age, age))
+    unlink = Path.unlink
+
+    def unlink_while_another_builds(path: Path) -> None:
+        unlink(path)
+        os.utime(objects[2])
+
+    monkeypatch.setattr(Path, "unlink", unlink_while_another_builds)
+    _prune(tmp_path, "*.o", 4)
+    assert [item.exists() for item in objects] == [False, False, True, False, True, True]
 
 
 def test_zig_stands_in_for_a_missing_host_compiler(
