@@ -22,6 +22,11 @@ from codegen.importer.layers import (
     reduce_max,
     reduce_mean,
 )
+from codegen.importer.normalization import (
+    group_normalization,
+    instance_normalization,
+    layer_normalization,
+)
 from codegen.importer.pairs import expand, tile
 from codegen.importer.quantized import cast_codes, dequantize_linear, quantize_linear
 from codegen.importer.scaling import (
@@ -48,9 +53,6 @@ REMEDIES = {
     "MatMulInteger": "quantize statically (quantize_static)",
     "DynamicQuantizeLinear": "quantize statically (quantize_static)",
     **dict.fromkeys(("LSTM", "GRU", "RNN"), "use convolutions over time"),
-    "InstanceNormalization": "use BatchNormalization",
-    "LayerNormalization": "use BatchNormalization",
-    "GroupNormalization": "use BatchNormalization",
     **dict.fromkeys(
         ("ai.onnx.ml.LinearClassifier", "ai.onnx.ml.LinearRegressor"),
         "export the model as a Gemm, or train a network of one hidden layer (MLPClassifier, "
@@ -236,7 +238,23 @@ _OWN: Mapping[str, Handler] = {
     ),
     "GlobalAveragePool": Handler(global_average_pool, "GlobalAveragePool"),
     "GlobalMaxPool": Handler(global_max_pool, "MaxPool over the picture"),
+    "GroupNormalization": Handler(
+        group_normalization, "of one group: LayerNormalization of the whole picture", "more groups"
+    ),
     "Identity": Handler(ImportState.rename, "nothing", renames=True),
+    "InstanceNormalization": Handler(
+        instance_normalization,
+        "of one channel, as PyTorch writes a GroupNorm of one group: LayerNormalization of the "
+        "whole picture",
+        "more channels",
+    ),
+    "LayerNormalization": Handler(
+        layer_normalization,
+        "LayerNormalization, whose scale and bias aren't trained; also where means and roots "
+        "spell it",
+        "other groups than the channels of a pixel, of whole rows or of the whole picture, and "
+        "those of more than 16,384 elements; scales that aren't constant",
+    ),
     "LogSoftmax": Handler(_softmax, "the loss, at the end", "anywhere else than at the end"),
     "MatMul": Handler(
         matmul,

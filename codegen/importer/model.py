@@ -29,6 +29,7 @@ from codegen.graph.ir import Loss
 from codegen.importer.draft import DraftGraph
 from codegen.importer.handlers import HANDLERS, SUPPORTED_OPERATORS, unsupported
 from codegen.importer.loss import Outputs, choose_loss
+from codegen.importer.normalization import find_normalizations
 from codegen.importer.outputs import Choice, choose_output
 from codegen.importer.passes import PASSES
 from codegen.importer.qoperator import to_qdq
@@ -122,6 +123,7 @@ def import_proto(
     try:
         state = ImportState(model.graph, name or model.graph.name or "model")
         to_qdq(state)
+        find_normalizations(state)
         chosen = choose_output(state.nodes, state.outputs, output, state.constants)
         draft, result = _run(state, chosen, opset)
     except _DAMAGE as error:

@@ -29,6 +29,7 @@ from codegen.importer.dilation import crop_to_padding, drop_returns, undilate
 from codegen.importer.draft import DraftGraph, remove_unused
 from codegen.importer.functions import fuse_products, merge_functions
 from codegen.importer.groups import split_groups
+from codegen.importer.normalization import fold_into_normalizations
 from codegen.importer.state import Affine, Array
 from codegen.operators import operator_of
 from codegen.operators.average_pool import AveragePool
@@ -328,6 +329,7 @@ PASSES: tuple[Callable[[DraftGraph], None], ...] = (
     merge_functions,
     merge_affines,
     fold_affines,
+    fold_into_normalizations,
     affines_to_layers,
     raise_clamps_over_max_pools,
     fold_clamps,

@@ -13,6 +13,7 @@ from codegen.operators.concat import CONCAT
 from codegen.operators.expand import EXPAND
 from codegen.operators.gather import GATHER
 from codegen.operators.global_average_pool import GLOBAL_AVERAGE_POOL
+from codegen.operators.layer_normalization import LAYER_NORMALIZATION
 from codegen.operators.lookup import LOOKUP
 from codegen.operators.max_pool import MAX_POOL
 from codegen.operators.product import PRODUCT
@@ -27,6 +28,7 @@ OPERATORS: tuple[Operator[Any, Any], ...] = (
     EXPAND,
     GATHER,
     GLOBAL_AVERAGE_POOL,
+    LAYER_NORMALIZATION,
     LOOKUP,
     MAX_POOL,
     PRODUCT,

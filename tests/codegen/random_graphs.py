@@ -23,6 +23,7 @@ from codegen.operators.expand import Expand
 from codegen.operators.functions import Function, X
 from codegen.operators.gather import Gather, PictureAxis
 from codegen.operators.global_average_pool import GlobalAveragePool
+from codegen.operators.layer_normalization import FloatLayerNormalization
 from codegen.operators.lookup import Lookup
 from codegen.operators.max_pool import MaxPool
 from codegen.operators.product import FloatProduct
@@ -161,6 +162,16 @@ class _Network:
         op = FloatScaling(name, self.last, f"{name}.y", gain, shift, below, clamp)
         self._append(op, shape)
 
+    def normalize(self, name: str, draw: np.random.Generator) -> None:
+        """Pixels by themselves, or the whole picture."""
+        channels, height, width = shape = self.shapes[self.last]
+        count = channels if draw.random() < 0.7 else channels * height * width
+        gain, shift = draw.normal(1, 0.5, count), draw.normal(0, 0.3, count)
+        clamp = RELU6 if draw.random() < 0.4 else Clamp()
+        epsilon = float(draw.choice([1e-6, 1e-3]))
+        op = FloatLayerNormalization(name, self.last, f"{name}.y", gain, shift, epsilon, clamp)
+        self._append(op, shape)
+
     def gate(self, name: str) -> None:
         """The last tensor times one of its size, or of one channel, row, column or pixel."""
         large = self.last
@@ -297,8 +308,8 @@ def random_pooled_graph(seed: int, loss: Loss | None = None) -> tuple[Graph, np.
 
 
 def random_gated_graph(seed: int) -> tuple[Graph, np.ndarray]:
-    """A network of chosen channels, rows and columns, gates, and what is repeated, and int8 samples
-    (n, H, W, C)."""
+    """A network of chosen channels, rows and columns, gates, what is repeated or normalized, and
+    int8 samples (n, H, W, C)."""
     rng = np.random.default_rng([seed, 4])
     network = _Network(rng, (int(rng.integers(4, 8)), 6), int(rng.choice([1, 3])))
     network.conv("stem", int(rng.integers(4, 9)), 3, clamp=Clamp())
@@ -308,6 +319,8 @@ def random_gated_graph(seed: int) -> tuple[Graph, np.ndarray]:
     network.conv("own", int(rng.integers(3, 7)), 1)
     network.concat("both", fork)
     network.choice("shuffled", "channels")
+    # Of a generator of its own, so that the rest of the graph stays as it is.
+    network.normalize("normed", np.random.default_rng([seed, 5]))
     network.choice("crop", "height" if rng.random() < 0.5 else "width")
     network.scaling("bent")
     network.gate("excite")

@@ -14,9 +14,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from tests.codegen.models.convolution_networks import (
+    ConvNext,
     ConvolutionalAutoencoder,
     MatchboxNet,
     ResNext,
+    SequenceNetwork,
     ShuffleNet,
     TemporalNetwork,
 )
@@ -532,6 +534,8 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "shufflenet": (ShuffleNet, (3, 16, 16)),
     "resnext": (ResNext, (3, 12, 12)),
     "autoencoder_upsampling": (ConvolutionalAutoencoder, (1, 8, 8)),
+    "sequence": (SequenceNetwork, (20, 6)),
+    "convnext": (ConvNext, (3, 20, 20)),
 }
 
 FULL_SIZE: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
