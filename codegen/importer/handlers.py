@@ -136,13 +136,11 @@ def _unsqueeze(state: ImportState, node: Node) -> None:
 
 
 def _transpose(state: ImportState, node: Node) -> None:
-    view = state.view(node)
-    rank = len(view.dims)
+    rank = len(state.padded_view(node).dims)
     order = list(node.attributes.get("perm", range(rank - 1, -1, -1)))
     if sorted(order) != list(range(rank)):
         node.refuse(f"attribute perm = {order} on {rank} dimensions; export the model again")
-    dims = tuple(view.dims[axis] for axis in order)
-    state.views[node.outputs[0]] = dataclasses.replace(view, dims=dims)
+    state.transpose(node, order)
 
 
 def _shape(state: ImportState, node: Node) -> None:
@@ -228,7 +226,7 @@ _OWN: Mapping[str, Handler] = {
     "Gather": Handler(
         gather,
         "Gather of channels, rows or columns; nothing where it picks all there is",
-        "indices that aren't constant, or of two and more dimensions",
+        "indices that aren't constant",
         renames=True,
     ),
     "Gemm": Handler(
@@ -275,7 +273,7 @@ _OWN: Mapping[str, Handler] = {
     ),
     "Pad": Handler(
         pad,
-        "the padding of what follows",
+        "the padding of what follows; channels may be last",
         "other values than 0; dimensions but height and width; negative pads",
     ),
     "QuantizeLinear": Handler(

@@ -20,6 +20,7 @@ from codegen.importer.state import (
     Roles,
     View,
     axes_of,
+    channels_behind,
     picture_dims,
     size_of,
 )
@@ -428,7 +429,7 @@ def concat(state: ImportState, node: Node) -> None:
 
 
 def pad(state: ImportState, node: Node) -> None:
-    """Pad with zeros around height and width."""
+    """Pad with zeros around height and width, wherever the channels are."""
     mode = node.attributes.get("mode", "constant")
     value = float(state.constant(node, 2, "value").reshape(-1)[0]) if node.input(2) else 0.0
     value = state.real_value(node, value)
@@ -446,13 +447,24 @@ def pad(state: ImportState, node: Node) -> None:
     if not any(pads):
         state.rename(node)
         return
-    if min(pads) < 0 or any(any(by_axis.get(axis, (0, 0))) for axis in (0, 1)):
+    last = state.channels_are_last(state.padded_view(node))
+    if last is None:  # an input that is padded in front and not behind has its channels there
+        last = rank > 2 and any(by_axis.get(1, (0, 0))) and not any(by_axis.get(rank - 1, (0, 0)))
+    order = [0, rank - 1, *range(1, rank - 1)] if last else list(range(rank))
+    by_place = [by_axis.get(axis, (0, 0)) for axis in order]
+    if min(pads) < 0 or any(map(any, by_place[:2])):
         node.refuse(
             f"pads = {pads}; only height and width can be padded, by 0 or more (to widen the "
             "channels of a shortcut, use a 1x1 Conv)"
         )
-    view, _ = state.picture(node, padded=True)
-    top, bottom = by_axis.get(2, (0, 0)) if rank == 4 else (0, 0)
-    left, right = by_axis.get(rank - 1, (0, 0))
+    source = node
+    if last:
+        turned = (f"{node.outputs[0]}@turned",)
+        state.transpose(dataclasses.replace(node, outputs=turned), order)
+        source = dataclasses.replace(node, inputs=turned)
+    view, _ = state.picture(source, padded=True)
+    top, bottom = by_place[2] if rank == 4 else (0, 0)
+    left, right = by_place[-1]
     more = sum_of(Padding(top, left, bottom, right), view.padding)
-    state.views[node.outputs[0]] = dataclasses.replace(view, padding=more)
+    dims = channels_behind(view.dims) if last else view.dims
+    state.views[node.outputs[0]] = dataclasses.replace(view, dims=dims, padding=more)

@@ -189,7 +189,12 @@ class ImportState:
     def _read_input(self, graph: onnx.GraphProto) -> str:
         inputs = [entry for entry in graph.input if entry.name not in self.constants]
         if len(inputs) != 1:
-            raise ModelError(f"the model has {len(inputs)} inputs; export a network with one input")
+            named = ", ".join(f"'{entry.name}'" for entry in inputs)
+            raise ModelError(
+                f"the model has {len(inputs)} inputs ({named}); export a network with one input. "
+                "Keras' ONNX export makes inputs of the constants of a Normalization: there, write "
+                "a SavedModel (model.export) and convert that with tf2onnx"
+            )
         entry = inputs[0]
         kind = entry.type.tensor_type.elem_type
         if kind not in _INPUT_TYPES:
@@ -252,7 +257,15 @@ class ImportState:
         self.add(op, grown)
         if view.tensor in self.codings:
             self.codings[name] = self.codings[view.tensor]
-        result = View(name, picture_dims(grown, len(view.dims)))
+        sides = [(roles.height, grown.height), (roles.width, grown.width)]
+        rank = len(view.dims)
+        if any(side == () != larger for side, larger in sides):  # only its place says which it is
+            dims = picture_dims(grown, rank)
+            if self.channels_are_last(view):
+                dims = channels_behind(dims)
+        else:
+            dims = tuple(dict(sides).get(group, group) for group in view.dims)
+        result = View(name, dims)
         self.views[node.input(index)] = result
         return result
 
@@ -373,18 +386,28 @@ class ImportState:
         return dataclasses.replace(view, tensor=name, dims=dims)
 
     def roles(self, node: Node, view: View, *, channels_last: bool = False) -> Roles:
-        """The axes of the view's tensor; settles the input's as its dimensions stand."""
+        """The axes of the view's tensor; settles the input's as its dimensions stand, or with the
+        last one for the channels."""
         if view.tensor not in self._roles:
-            dims = view.dims[1:]
+            batch, dims = view.dims[0], view.dims[1:]
             if channels_last:
-                dims = (*dims[-1:], *dims[:-1])
-            if view.dims[0] != () or len(dims) > 3:
+                # tf2onnx makes one dimension of batch and time, of which one is 1.
+                dims = (*view.dims[-1:], *(() if batch == () else (batch,)), *dims[:-1])
+                batch = ()
+            if batch != () or len(dims) > 3:
                 node.refuse(f"works on the model's input in shape {list(view.sizes)}; needed is "
                             "(batch, channels, height, width)")  # fmt: skip
             self._settle_input(
                 Roles(dims[0], dims[1] if len(dims) == 3 else (), dims[-1] if len(dims) > 1 else ())
             )
         return self._roles[view.tensor]
+
+    def channels_are_last(self, view: View) -> bool | None:
+        """Whether ``view`` is (batch, ..., channels); None where nothing has settled it yet."""
+        if view.tensor not in self._roles:
+            return None
+        first = picture_dims(self._roles[view.tensor], len(view.dims))
+        return view.dims != first and view.dims == channels_behind(first)
 
     def _settle_input(self, roles: Roles) -> None:
         for tensor in self._like_input:
@@ -449,6 +472,16 @@ class ImportState:
             self.views[node.outputs[0]] = self.views[name]
         else:
             self.padded_view(node)
+
+    def transpose(self, node: Node, order: Sequence[int]) -> None:
+        """The node's output is its first input with the dimensions in another order."""
+        view = self.padded_view(node)
+        if view.padding != Padding():
+            dims = tuple(view.dims[place] for place in order)
+            if dims != picture_dims(self._roles[view.tensor], len(dims)):
+                view = self.view(node)
+        dims = tuple(view.dims[place] for place in order)
+        self.views[node.outputs[0]] = dataclasses.replace(view, dims=dims)
 
     def reshape(self, node: Node, target: Sequence[int]) -> None:
         """The node's output is its first input with the dimensions ``target``, all known."""
@@ -533,6 +566,11 @@ def picture_dims(roles: Roles, rank: int) -> tuple[Group, ...]:
     if rank == 4:
         return (), roles.channels, roles.height, roles.width
     return ((), roles.channels, roles.width) if rank == 3 else ((), roles.channels)
+
+
+def channels_behind(dims: tuple[Group, ...]) -> tuple[Group, ...]:
+    """Dimensions (batch, channels, ...) as (batch, ..., channels)."""
+    return (dims[0], *dims[2:], dims[1])
 
 
 def named_nodes(graph: onnx.GraphProto) -> list[Node]:
