@@ -59,6 +59,7 @@ REMEDIES = {
         "MLPRegressor)",
     ),
     "ReduceSum": "use the mean (ReduceMean)",
+    **dict.fromkeys(("Sqrt", "Reciprocal"), "it is known as part of a LayerNormalization only"),
     "ArgMax": "end the network in the scores of its classes",
     **dict.fromkeys(
         ("If", "Loop", "Scan"),
@@ -282,9 +283,16 @@ _OWN: Mapping[str, Handler] = {
         "scales per channel of an activation; other types than int8 and uint8",
         renames=True,
     ),
-    "ReduceMax": Handler(reduce_max, "MaxPool over rows, columns or both", "the channels"),
+    "ReduceMax": Handler(
+        reduce_max,
+        "MaxPool over rows, columns or both; of the channels: ChannelMax",
+        "a part of the channels; channels and rows or columns at once",
+    ),
     "ReduceMean": Handler(
-        reduce_mean, "GlobalAveragePool, or AveragePool over rows or columns", "the channels"
+        reduce_mean,
+        "GlobalAveragePool, or AveragePool over rows or columns; of the channels: a 1x1 "
+        "convolution, which a plan can train",
+        "a part of the channels; channels and rows or columns at once",
     ),
     "Reshape": Handler(
         _reshape, _FREE, "what neither merges whole dimensions nor splits them", renames=True

@@ -25,6 +25,7 @@ from codegen.importer.state import (
     size_of,
 )
 from codegen.operators.average_pool import AveragePool
+from codegen.operators.channel_max import ChannelMax
 from codegen.operators.concat import Concat
 from codegen.operators.global_average_pool import GlobalAveragePool
 from codegen.operators.max_pool import MaxPool
@@ -52,10 +53,14 @@ def spatial_rank(node: Node, view: View) -> int:
 
 
 def _check_dilations(node: Node, kernel: tuple[int, int], rank: int) -> None:
-    pairs = zip(pair(node, "dilations", rank), kernel, strict=True)
+    pairs = list(zip(pair(node, "dilations", rank), kernel, strict=True))
     if any(dilation != 1 and size > 1 for dilation, size in pairs):
         value = list(node.attributes["dilations"])
-        node.refuse(f"attribute dilations = {value}; only 1 is supported, use a larger kernel")
+        extent = "x".join(str((n - 1) * d + 1) for d, n in pairs)
+        node.refuse(
+            f"attribute dilations = {value}; a pool sees all that is under its window: train it "
+            f"with a window of {extent} without dilations"
+        )
 
 
 def _padding(
@@ -337,12 +342,12 @@ def global_max_pool(state: ImportState, node: Node) -> None:
 
 
 def reduce_mean(state: ImportState, node: Node) -> None:
-    """ReduceMean over height, width or both."""
+    """ReduceMean over height, width or both, or over the channels."""
     _reduce_axes(state, node, largest=False)
 
 
 def reduce_max(state: ImportState, node: Node) -> None:
-    """ReduceMax over height, width or both."""
+    """ReduceMax over height, width or both, or over the channels."""
     _reduce_axes(state, node, largest=True)
 
 
@@ -353,7 +358,7 @@ def _reduce_axes(state: ImportState, node: Node, largest: bool) -> None:
     else:
         axes = list(node.attributes.get("axes", ()))
     if not axes or any(not -rank <= axis < rank for axis in axes):
-        node.refuse(f"reduces axes {axes} of {rank}; only height and width can be reduced")
+        node.refuse(f"reduces axes {axes} of {rank}; the model is inconsistent, export it again")
     keep = bool(int(node.attributes.get("keepdims", 1)))
     _reduce(state, node, tuple(axis % rank for axis in axes), keep, largest)
 
@@ -370,16 +375,27 @@ def _reduce(
     partly = (gone & set(roles.height) and not over_height) or (
         gone & set(roles.width) and not over_width
     )
-    if gone - spatial or partly:
+    over_channels = bool(gone) and gone == set(roles.channels)
+    if (gone - spatial and not over_channels) or partly:
         node.refuse(
-            f"reduces dimensions {sorted(axes)} of {list(view.sizes)}; only height and width can "
-            "be reduced, not channels"
+            f"reduces dimensions {sorted(axes)} of {list(view.sizes)}; height, width or both can "
+            "be reduced, or the channels by themselves: reduce one after the other"
         )
     dims: list[Group] = [() if i in axes else group for i, group in enumerate(view.dims)]
     if not keep:
         dims = [group for i, group in enumerate(dims) if i not in axes]
     name = state.unique(node.name)
-    _, height, width = roles.shape
+    channels, height, width = roles.shape
+    if over_channels:
+        one = dataclasses.replace(roles, channels=())
+        weight = np.full((1, channels, 1, 1), 1 / channels)
+        chosen: ChannelMax | FloatConv = (
+            ChannelMax(name, view.tensor, name)
+            if largest
+            else FloatConv(name, view.tensor, name, weight, np.zeros(1))
+        )
+        state.append(node, chosen, one, tuple(dims))
+        return
     made = Roles(
         roles.channels, () if over_height else roles.height, () if over_width else roles.width
     )

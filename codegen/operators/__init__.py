@@ -9,6 +9,7 @@ from codegen.graph.ir import Operation
 from codegen.operators.add import ADD
 from codegen.operators.average_pool import AVERAGE_POOL
 from codegen.operators.base import Operator
+from codegen.operators.channel_max import CHANNEL_MAX
 from codegen.operators.concat import CONCAT
 from codegen.operators.expand import EXPAND
 from codegen.operators.gather import GATHER
@@ -24,6 +25,7 @@ from codegen.operators.scaling import SCALING
 OPERATORS: tuple[Operator[Any, Any], ...] = (
     ADD,
     AVERAGE_POOL,
+    CHANNEL_MAX,
     CONCAT,
     EXPAND,
     GATHER,

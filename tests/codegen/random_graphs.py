@@ -18,6 +18,7 @@ from codegen.graph.floats import (
 from codegen.graph.ir import Graph, Loss, Padding
 from codegen.operators.add import FloatAdd
 from codegen.operators.average_pool import AveragePool
+from codegen.operators.channel_max import ChannelMax
 from codegen.operators.concat import Concat
 from codegen.operators.expand import Expand
 from codegen.operators.functions import Function, X
@@ -183,6 +184,16 @@ class _Network:
         self.function(f"{name}.bend", ("sigmoid", X))
         self.product(name, large)
 
+    def attend(self, name: str) -> None:
+        """The last tensor times a gate that its pixels' largest channels make."""
+        large, state = self.last, self.rng.bit_generator.state
+        shape = self.shapes[large]
+        self._append(ChannelMax(f"{name}.most", large, f"{name}.most.y"), (1, *shape[1:]))
+        self.conv(f"{name}.look", 1, 1, clamp=Clamp())
+        self.function(f"{name}.bend", ("sigmoid", X))
+        self.product(name, large)
+        self.rng.bit_generator.state = state  # the rest of the graph stays as it is
+
     def pool(self, name: str, largest: bool) -> None:
         channels, *size = self.shapes[self.last]
         window = tuple(int(min(self.rng.integers(1, 5), length)) for length in size)
@@ -321,6 +332,7 @@ def random_gated_graph(seed: int) -> tuple[Graph, np.ndarray]:
     network.choice("shuffled", "channels")
     # Of a generator of its own, so that the rest of the graph stays as it is.
     network.normalize("normed", np.random.default_rng([seed, 5]))
+    network.attend("attended")
     network.choice("crop", "height" if rng.random() < 0.5 else "width")
     network.scaling("bent")
     network.gate("excite")
