@@ -59,7 +59,10 @@ REMEDIES = {
         "MLPRegressor)",
     ),
     "ReduceSum": "use the mean (ReduceMean)",
-    **dict.fromkeys(("Sqrt", "Reciprocal"), "it is known as part of a LayerNormalization only"),
+    **dict.fromkeys(
+        ("Sqrt", "Reciprocal"),
+        "it is known in a LayerNormalization only: export that in one node (opset 17 or later)",
+    ),
     "ArgMax": "end the network in the scores of its classes",
     **dict.fromkeys(
         ("If", "Loop", "Scan"),

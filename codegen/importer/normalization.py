@@ -110,6 +110,9 @@ def fold_into_normalizations(draft: DraftGraph) -> None:
         draft.ops[made.output] = dataclasses.replace(
             made, gain=made.gain * gain[0], shift=made.shift * gain[0] + shift[0]
         )
+        coding = draft.codings.pop(op.output, None)
+        if coding is not None:
+            draft.codings[made.output] = coding
         draft.remove(op, made.output)
 
 
@@ -211,7 +214,7 @@ class _Spelled:
         for mean, bias in self._sides(name, "Add"):
             if self._is_constant(bias) and self._is_scaled_mean(mean, spread, -1):
                 return bias
-        node = self._maker(name)
+        node = self._makers.get(name)
         if node is not None and node.operator == "Sub" and self._is_constant(node.inputs[0]):
             return node.inputs[0] if self._is_scaled_mean(node.inputs[1], spread, 1) else None
         return None
@@ -227,7 +230,7 @@ class _Spelled:
 
     def _centred(self, name: str) -> _Mean | None:
         """The mean that ``name`` is a tensor less of."""
-        node = self._maker(name)
+        node = self._makers.get(name)
         if node is None or node.operator != "Sub":
             return None
         mean = self._mean(node.inputs[1])
@@ -262,11 +265,10 @@ class _Spelled:
                 return self._deviation(node.inputs[1])
             case "Pow" if self._is_number(node.inputs[1], -0.5):
                 return self._uncertain(node.inputs[0])
-            case "Mul":
-                for value, gain in self._sides(name, "Mul"):
-                    spread = self._spread(value) if self._is_constant(gain) else None
-                    if spread is not None:
-                        return spread._replace(gains=(*spread.gains, gain))
+        for value, gain in self._sides(name, "Mul"):
+            spread = self._spread(value) if self._is_constant(gain) else None
+            if spread is not None:
+                return spread._replace(gains=(*spread.gains, gain))
         return None
 
     def _deviation(self, name: str) -> _Spread | None:
@@ -291,7 +293,7 @@ class _Spelled:
 
     def _squared(self, name: str) -> _Mean | None:
         """The mean less which a tensor is squared."""
-        node = self._maker(name)
+        node = self._makers.get(name)
         if node is None:
             return None
         if node.operator == "Pow" and self._is_number(node.inputs[1], 2.0):
@@ -302,17 +304,17 @@ class _Spelled:
 
     def _sides(self, name: str, operator: str) -> list[tuple[str, str]]:
         """Both orders of the inputs of the ``operator`` that makes ``name``."""
-        node = self._maker(name)
+        node = self._makers.get(name)
         if node is None or node.operator != operator or len(node.inputs) != 2:
             return []
         first, second = node.inputs
         return [(first, second), (second, first)]
 
     def _maker(self, name: str) -> Node | None:
-        """What makes ``name``, behind what leaves the elements as they are.
+        """What makes ``name``, a mean or a deviation, before reshapes.
 
-        The shapes of a mean and of a deviation are such that they can only be reshaped into
-        dimensions of size 1 along what they stand for.
+        These can only be reshaped into dimensions of size 1 along what they stand for, or they
+        wouldn't fit the tensor that they are of.
         """
         node = self._makers.get(name)
         while node is not None and node.operator in ("Cast", "Identity", "Reshape", "Unsqueeze"):

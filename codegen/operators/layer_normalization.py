@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 LARGEST_GROUP = 1 << 14
 _VARIANCE_BITS = 16  # below one step squared
 _LARGEST_EPSILON = 1 << 60
+_LARGEST_DROP = 30  # which leaves nothing of a product
 _CODE_MAX = 32767
 
 
@@ -36,7 +37,7 @@ class FloatLayerNormalization(Unary):
     """gain · (x - mean) / sqrt(variance + epsilon) + shift over groups of elements.
 
     A group has as many as ``gain`` and ``shift``, in the order (height, width, channels): the
-    channels of a pixel, or the whole picture.
+    channels of a pixel, of a row, or of the whole picture.
     """
 
     gain: Values
@@ -100,7 +101,7 @@ def layer_normalization_arithmetic(
         multiplier=magnitudes * np.sign(factors).astype(np.int64),
         exponent=exponent,
         offset=np.rint(offsets * 2.0 ** (shift - drop)).astype(np.int64),
-        drop=drop,
+        drop=min(drop, _LARGEST_DROP),
         shift=shift - drop,
     )
 
