@@ -189,7 +189,7 @@ class ImportState:
     def _read_input(self, graph: onnx.GraphProto) -> str:
         inputs = [entry for entry in graph.input if entry.name not in self.constants]
         if len(inputs) != 1:
-            raise ModelError(f"the model has {len(inputs)} inputs; export a network with one input")
+            raise ModelError(_refused_inputs([entry.name for entry in inputs]))
         entry = inputs[0]
         kind = entry.type.tensor_type.elem_type
         if kind not in _INPUT_TYPES:
@@ -505,6 +505,20 @@ class ImportState:
             groups = (roles.channels, roles.height, roles.width)
             self._roles[name] = Roles(*(divided(group) for group in groups))
         return parts
+
+
+def _refused_inputs(names: Sequence[str]) -> str:
+    """Why a model of any number of inputs but one isn't taken, and what to do."""
+    lost = [name for name in names if name.endswith(":0") and "/" in name]
+    reason = f"the model has {len(names)} inputs{', ' if names else ''}"
+    reason += ", ".join(f"'{name}'" for name in names[:4]) + (" …" if len(names) > 4 else "")
+    if not lost or len(lost) != len(names) - 1:
+        return f"{reason}; export a network with one input"
+    return (
+        f"{reason}; all but one are constants that Keras' export to ONNX has left out, as it does "
+        "with a Normalization layer's: write a SavedModel with model.export('FOLDER') and convert "
+        "that with python -m tf2onnx.convert --saved-model FOLDER --output MODEL.onnx"
+    )
 
 
 def _laid_out(values: Array, axes: Group, roles: Roles) -> Array:

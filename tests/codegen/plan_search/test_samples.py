@@ -84,7 +84,8 @@ def test_what_does_not_fit_the_model_is_refused_with_the_remedy(
 def test_channels_that_come_last_are_recognized(tmp_path: Path) -> None:
     graph = next(g for g, _ in map(random_graph, range(9)) if g.tensors[g.input].shape[2] == 3)
     x = np.zeros((12, *graph.tensors[graph.input].shape), np.float32)
-    with pytest.raises(CalibrationError, match=r"channels come last: give x.transpose"):
+    remedy = r"channels come last: give x.transpose\(0, 3, 1, 2\); with the ONNX file \(--model\)"
+    with pytest.raises(CalibrationError, match=remedy):
         load_samples(save(tmp_path, x=x, y=labels(graph, 12)), graph)
 
 
