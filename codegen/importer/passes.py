@@ -13,7 +13,6 @@ from collections.abc import Callable
 
 import numpy as np
 
-from codegen.arithmetic.layers import WEIGHT_MAX
 from codegen.errors import ModelError
 from codegen.graph.floats import (
     NO_CLAMP,
@@ -294,33 +293,6 @@ def last_layer_to_head(draft: DraftGraph) -> None:
     draft.codings.pop(last.output, None)
 
 
-def check_stored_weights(draft: DraftGraph) -> None:
-    """Stored weights must be codes of the device, which are symmetric about zero.
-
-    The last layer's, of 16 bits, hold any; of the others those that reach beyond are refused.
-    """
-    for op in draft.each(FloatConv):
-        if op.stored is None:
-            continue
-        steps = op.stored.weight.astype(np.float64)
-        largest = np.abs(steps).max(axis=(1, 2, 3))
-        beyond = largest > _LARGEST_STORED
-        if not beyond.any():
-            continue
-        ratio = np.maximum(largest / WEIGHT_MAX, 1.0)[:, np.newaxis, np.newaxis, np.newaxis]
-        lost = np.abs(steps - np.rint(steps / ratio) * ratio).max(axis=(1, 2, 3))
-        raise ModelError(
-            f"layer '{op.name}': its weights reach {largest.max():.0f} steps from their zero "
-            f"point, and the device's, symmetric int8, {WEIGHT_MAX}; in coarser steps "
-            f"{beyond.sum()} of its {len(steps)} channels would be off by up to "
-            f"{(lost / np.maximum(largest, 1)).max():.2%} of their largest weight. Quantize "
-            "weights as symmetric int8 (in onnxruntime weight_type=QuantType.QInt8), or give the "
-            "float model"
-        )
-
-
-_LARGEST_STORED = 128  # -128 becomes -127, which a note tells
-
 PASSES: tuple[Callable[[DraftGraph], None], ...] = (
     remove_unused,
     crop_to_padding,
@@ -341,5 +313,4 @@ PASSES: tuple[Callable[[DraftGraph], None], ...] = (
     remove_idle_clamps,
     last_layer_to_head,
     clamp_to_codes,
-    check_stored_weights,
 )

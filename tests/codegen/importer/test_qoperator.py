@@ -15,6 +15,7 @@ from codegen.errors import ModelError
 from codegen.graph.ir import Graph
 from codegen.importer.model import import_model, import_proto
 from codegen.importer.qoperator import QOPERATORS
+from codegen.quantization.checks import check_integers
 from codegen.quantization.quantize import quantize, quantize_input
 from codegen.quantization.report import simulate
 from tests.codegen.exported import MODELS, exported
@@ -248,27 +249,42 @@ def test_weights_about_another_zero_point_are_exact_where_their_channels_fit() -
     assert share_of_same_classes(model, graph, x) >= 0.95
 
 
-def test_weights_beyond_the_devices_are_refused_with_the_loss_and_taken_as_the_remedy_says(
-    tmp_path: Path,
+def test_weights_beyond_the_devices_are_coded_again_in_coarser_steps() -> None:
+    random = np.random.default_rng(3)
+    codes = random.integers(0, 256, (6, 3, 3, 3)).astype(np.uint8)
+    codes[:, 0, 0, 0] = 255
+    codes[1] = random.integers(128 - 20, 128 + 20, codes[1].shape)  # fits as it is
+    model = linear(*weights(codes, np.uint8(100)))
+    float_graph = import_proto(model)
+    graph = quantize(float_graph, None)
+    (layer,) = graph.convolutions
+    step = layer.weight_scale
+    assert step[1] == pytest.approx(0.01, rel=1e-6)
+    made = layer.weight * step.reshape(-1, 1, 1, 1)
+    wanted = 0.01 * (codes.transpose(0, 2, 3, 1).astype(float) - 100)
+    off = np.abs(made - wanted).max(axis=(1, 2, 3))
+    assert (off <= np.abs(wanted).max(axis=(1, 2, 3)) * 0.0041).all()
+    x = random.normal(0, 1.5, (60, 3, 8, 8)).astype(np.float32)
+    assert share_of_same_classes(model, graph, x) >= 0.95
+    found = check_integers(graph, float_graph)
+    assert [(f.check, f.layer, f.value) for f in found] == [("coarser-weights", "conv", 5.0)]
+
+
+@pytest.mark.parametrize("quant_format", [QuantFormat.QDQ, QuantFormat.QOperator])
+def test_onnxruntimes_unsigned_weights_give_its_classes(
+    quant_format: QuantFormat, tmp_path: Path
 ) -> None:
-    source = MODELS / "resnet8_script.onnx"
+    source, target = MODELS / "resnet8_script.onnx", tmp_path / "quantized.onnx"
     shape = exported(source.name).sample_shape
-    samples = np.random.default_rng(3).normal(size=(16, *shape)).astype(np.float32)
-    target = tmp_path / "quantized.onnx"
-
-    def quantized(weight: QuantType) -> Path:
-        quantize_file(
-            source, target, samples, activation=QuantType.QUInt8, weight=weight, per_channel=False
-        )
-        return target
-
-    with pytest.raises(
-        ModelError,
-        match=r"layer '/stem/stem\.0/Conv': its weights reach 1\d\d steps .* 1 of its 4 channels "
-        r"would be off by up to 0\.3\d% of their largest weight.*weight_type=QuantType\.QInt8",
-    ):
-        import_model(quantized(QuantType.QUInt8))
-    import_model(quantized(QuantType.QInt8))
+    samples = np.random.default_rng(3).normal(size=(24, *shape)).astype(np.float32)
+    quantize_file(
+        source, target, samples, activation=QuantType.QUInt8, weight=QuantType.QUInt8,
+        per_channel=False, quant_format=quant_format,
+    )  # fmt: skip
+    float_graph = import_model(target)
+    graph = quantize(float_graph, None)
+    assert "coarser-weights" in {f.check for f in check_integers(graph, float_graph)}
+    assert share_of_same_classes(onnx.load(target), graph, samples) >= 0.95
 
 
 def test_a_head_of_any_zero_point_is_exact_to_its_16_bits() -> None:
