@@ -324,9 +324,10 @@ def _append_pool(
 
 
 def global_average_pool(state: ImportState, node: Node) -> None:
-    """GlobalAveragePool over all but batch and channels."""
-    view = state.view(node)
-    _reduce(state, node, tuple(range(2, len(view.dims))), keep=True, largest=False)
+    """GlobalAveragePool over all but batch and channels, which lie last where the node says so."""
+    rank = len(state.view(node).dims)
+    first = 1 if int(node.attributes.get("channels_last", 0)) else 2
+    _reduce(state, node, tuple(range(first, rank + first - 2)), keep=True, largest=False)
 
 
 def global_max_pool(state: ImportState, node: Node) -> None:

@@ -158,7 +158,7 @@ def test_every_integer_operator_gives_onnxruntimes_classes() -> None:
         assert difference.max() <= 1, name
         assert (difference > 0).mean() < 0.001, name
     known = {n.op_type for n in nodes}
-    assert set(QOPERATORS) - known == {"QLinearReduceMean", "QLinearSoftmax"}
+    assert set(QOPERATORS) - known == {"NhwcMaxPool", "QLinearReduceMean", "QLinearSoftmax"}
 
 
 def test_a_softmax_and_a_mean_of_codes_end_a_network() -> None:
@@ -180,16 +180,27 @@ def test_a_softmax_and_a_mean_of_codes_end_a_network() -> None:
     )
 
 
-def test_channels_last_is_refused_and_taken_as_it_was_before() -> None:
+def test_operators_on_channels_last_are_those_on_channels_first() -> None:
     nodes, constants = every_operator()
-    pool = next(n for n in nodes if n.op_type == "QLinearAveragePool")
-    pool.attribute.append(helper.make_attribute("channels_last", 1))
-    with pytest.raises(
-        ModelError, match=r"'p' \(com\.microsoft\.QLinearAveragePool\).*channels_last = 1"
-    ):
-        import_proto(linear(nodes, constants))
-    pool.attribute[-1].i = 0
-    import_proto(linear(nodes, constants))
+    plain = linear(nodes, constants)
+    by_output = {n.output[0]: n for n in nodes}
+    for name in ("c", "p", "gp"):
+        last = [a for a in by_output[name].attribute if a.name != "channels_last"]
+        del by_output[name].attribute[:]
+        by_output[name].attribute.extend([*last, helper.make_attribute("channels_last", 1)])
+        by_output[name].domain = "com.microsoft"
+    by_output["mp"].op_type, by_output["mp"].domain = "NhwcMaxPool", "com.microsoft"
+    by_output["cat"].attribute[0].i = 3
+    by_output["c"].input[0] = "xq.last"
+    nodes.insert(1, node("Transpose", "xq", "xq.last", perm=[0, 2, 3, 1]))
+    nodes.insert(
+        nodes.index(by_output["flat"]), node("Transpose", "gp", "turned", perm=[0, 3, 1, 2])
+    )
+    by_output["flat"].input[0] = "turned"
+    turned = linear(nodes, constants)
+    x = np.random.default_rng(19).normal(0, 1.2, (20, 3, 8, 8)).astype(np.float32)
+    assert np.array_equal(outputs(turned, x), outputs(plain, x))
+    assert_same_integers(*(quantize(import_proto(model), None) for model in (plain, turned)))
 
 
 def test_a_dynamically_quantized_model_is_refused_and_taken_as_the_remedy_says(
