@@ -185,6 +185,11 @@ def matmul(state: ImportState, node: Node) -> None:
     """MatMul of an activation with a constant matrix."""
     if node.input(0) in state.constants:
         node.refuse("multiplies a constant by an activation; write the activation first")
+    if node.input(1) in state.views:
+        node.refuse(
+            "multiplies two activations, as attention does; of products only those with constant "
+            "matrices are supported: use convolutions (over time) in its place"
+        )
     weight = state.constant(node, 1, "weight")
     if weight.ndim != 2:
         node.refuse(f"its weight has {weight.ndim} dimensions; a matrix is needed")

@@ -273,14 +273,17 @@ def pool_before_classifier(draft: DraftGraph) -> None:
 def last_layer_to_head(draft: DraftGraph) -> None:
     """The matrix that makes the output; its output is wide on the device, coded or not."""
     last = draft.ops.get(draft.output)
-    ends = f"output '{draft.output}' is made by '{last.name}'" if last else "the model is empty"
+    if last is None:
+        raise ModelError("the model has no layer between input and output; export it again")
+    ends = f"the output is made by '{last.name}'"
     needed = (
         "must end in a Gemm, or MatMul and Add, or 1x1 Conv, with an optional Softmax or Sigmoid"
     )
+    before = "leave out what comes behind that, or name what makes its tensor with --output"
     if not isinstance(last, FloatConv):
-        raise ModelError(f"{ends}; a model {needed}")
+        raise ModelError(f"{ends}; a model {needed}: {before}")
     if last.clamp != NO_CLAMP:
-        raise ModelError(f"{ends}, with an activation; a model {needed}: remove the activation")
+        raise ModelError(f"{ends}, with an activation; a model {needed}: {before}")
     outputs, height, width = draft.shapes[last.output]
     if (height, width) != (1, 1) or last.groups != 1 or last.padding != Padding():
         raise ModelError(
