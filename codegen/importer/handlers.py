@@ -151,7 +151,7 @@ def _unsqueeze(state: ImportState, node: Node) -> None:
 
 
 def _transpose(state: ImportState, node: Node) -> None:
-    view = state.view(node)
+    view = state.padded_view(node)
     rank = len(view.dims)
     order = list(node.attributes.get("perm", range(rank - 1, -1, -1)))
     if sorted(order) != list(range(rank)):
