@@ -43,6 +43,8 @@ from codegen.importer.upsampling import conv_transpose, resize
 from codegen.operators import OPERATORS
 from codegen.operators.base import Handler
 
+CONTROL_FLOW = ("If", "Loop", "Scan")
+
 REMEDIES = {
     "ConvInteger": "quantize statically (quantize_static)",
     "MatMulInteger": "quantize statically (quantize_static)",
@@ -56,10 +58,19 @@ REMEDIES = {
         "export the model as a Gemm, or train a network of one hidden layer (MLPClassifier, "
         "MLPRegressor)",
     ),
+    **dict.fromkeys(
+        (
+            "ai.onnx.ml.SVMClassifier",
+            "ai.onnx.ml.SVMRegressor",
+            "ai.onnx.ml.TreeEnsembleClassifier",
+            "ai.onnx.ml.TreeEnsembleRegressor",
+        ),
+        "train a network in its place (MLPClassifier, MLPRegressor)",
+    ),
     "ReduceSum": "use the mean (ReduceMean)",
     "ArgMax": "end the network in the scores of its classes",
     **dict.fromkeys(
-        ("If", "Loop", "Scan"),
+        CONTROL_FLOW,
         "export without control flow (fix all sizes but the batch, name the dimensions that "
         "squeeze removes)",
     ),
@@ -68,7 +79,13 @@ REMEDIES = {
 
 def unsupported(operator: str) -> str:
     """What to say of an operator that has no handler."""
-    remedy = REMEDIES.get(operator, "change the model to use only these")
+    remedy = "change the model to use only these"
+    if operator.startswith("com.microsoft."):
+        remedy = (
+            "it is onnxruntime's own, written by its optimizer or quantizer: give the model as it "
+            "was before, or quantized statically (quantize_static)"
+        )
+    remedy = REMEDIES.get(operator, remedy)
     return f"operator not supported; {remedy}. Supported: {', '.join(SUPPORTED_OPERATORS)}"
 
 
@@ -134,7 +151,7 @@ def _unsqueeze(state: ImportState, node: Node) -> None:
 
 
 def _transpose(state: ImportState, node: Node) -> None:
-    view = state.view(node)
+    view = state.padded_view(node)
     rank = len(view.dims)
     order = list(node.attributes.get("perm", range(rank - 1, -1, -1)))
     if sorted(order) != list(range(rank)):

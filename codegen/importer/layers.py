@@ -185,6 +185,11 @@ def matmul(state: ImportState, node: Node) -> None:
     """MatMul of an activation with a constant matrix."""
     if node.input(0) in state.constants:
         node.refuse("multiplies a constant by an activation; write the activation first")
+    if node.input(1) in state.views:
+        node.refuse(
+            "multiplies two activations, as attention does; of products only those with constant "
+            "matrices are supported: use convolutions (over time) in its place"
+        )
     weight = state.constant(node, 1, "weight")
     if weight.ndim != 2:
         node.refuse(f"its weight has {weight.ndim} dimensions; a matrix is needed")
@@ -324,9 +329,10 @@ def _append_pool(
 
 
 def global_average_pool(state: ImportState, node: Node) -> None:
-    """GlobalAveragePool over all but batch and channels."""
-    view = state.view(node)
-    _reduce(state, node, tuple(range(2, len(view.dims))), keep=True, largest=False)
+    """GlobalAveragePool over all but batch and channels, which lie last where the node says so."""
+    rank = len(state.view(node).dims)
+    first = 1 if int(node.attributes.get("channels_last", 0)) else 2
+    _reduce(state, node, tuple(range(first, rank + first - 2)), keep=True, largest=False)
 
 
 def global_max_pool(state: ImportState, node: Node) -> None:
@@ -428,7 +434,7 @@ def concat(state: ImportState, node: Node) -> None:
 
 
 def pad(state: ImportState, node: Node) -> None:
-    """Pad with zeros around height and width."""
+    """Pad with zeros around height and width, which stand before channels where these are last."""
     mode = node.attributes.get("mode", "constant")
     value = float(state.constant(node, 2, "value").reshape(-1)[0]) if node.input(2) else 0.0
     value = state.real_value(node, value)
@@ -446,13 +452,21 @@ def pad(state: ImportState, node: Node) -> None:
     if not any(pads):
         state.rename(node)
         return
-    if min(pads) < 0 or any(any(by_axis.get(axis, (0, 0))) for axis in (0, 1)):
+    padded = {axis for axis, around in by_axis.items() if any(around)}
+    view = state.padded_view(node)
+    if 1 in padded:  # channels last, or a picture that was turned
+        roles = state.roles(node, view, channels_last=rank - 1 not in padded)
+    else:
+        view, roles = state.picture(node, padded=True)
+    sides = {axis: view.dims[axis] for axis in padded}
+    if min(pads) < 0 or not all(side in (roles.height, roles.width) for side in sides.values()):
         node.refuse(
             f"pads = {pads}; only height and width can be padded, by 0 or more (to widen the "
             "channels of a shortcut, use a 1x1 Conv)"
         )
-    view, _ = state.picture(node, padded=True)
-    top, bottom = by_axis.get(2, (0, 0)) if rank == 4 else (0, 0)
-    left, right = by_axis.get(rank - 1, (0, 0))
+    (top, bottom), (left, right) = (
+        next((by_axis[axis] for axis in padded if sides[axis] == side), (0, 0))
+        for side in (roles.height, roles.width)
+    )
     more = sum_of(Padding(top, left, bottom, right), view.padding)
     state.views[node.outputs[0]] = dataclasses.replace(view, padding=more)

@@ -27,7 +27,12 @@ from codegen.errors import ModelError
 from codegen.graph.floats import FloatGraph, FloatHead, LossChoice
 from codegen.graph.ir import Loss
 from codegen.importer.draft import DraftGraph
-from codegen.importer.handlers import HANDLERS, SUPPORTED_OPERATORS, unsupported
+from codegen.importer.handlers import (
+    CONTROL_FLOW,
+    HANDLERS,
+    SUPPORTED_OPERATORS,
+    unsupported,
+)
 from codegen.importer.loss import Outputs, choose_loss
 from codegen.importer.outputs import Choice, choose_output
 from codegen.importer.passes import PASSES
@@ -41,11 +46,13 @@ OLDEST_OPSET = 13
 
 _ONNXRUNTIME, _FOUR_BITS = "com.microsoft", 21
 
+_REASON = 300  # characters of a reason that onnx gives; its sentences go over several lines
+
 # What onnx and numpy raise for tensors and attributes whose parts don't agree.
 _DAMAGE = (ValueError, TypeError, KeyError, IndexError, OverflowError)
 
 # Of constants, too, these need their handler, or the refusal that there is none.
-_NEVER_COMPUTED = ("Constant", "DequantizeLinear", "If", "Loop", "Scan")
+_NEVER_COMPUTED = ("Constant", "DequantizeLinear", *CONTROL_FLOW)
 
 
 def import_model(
@@ -112,7 +119,7 @@ def import_proto(
         if model.functions:
             model = inline_local_functions(model)
     except (onnx.checker.ValidationError, UnicodeDecodeError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = " ".join(str(error).split())[:_REASON]
         raise ModelError(f"the model breaks the ONNX rules: {reason}; export it again") from error
     notes = []
     if opset < OLDEST_OPSET:
@@ -156,6 +163,9 @@ def _converted(model: onnx.ModelProto, opset: int) -> onnx.ModelProto:
 
 def _run(state: ImportState, chosen: Choice, opset: int) -> tuple[DraftGraph, View]:
     """The draft in its normal form, and the model's output."""
+    for node in chosen.nodes:  # before what only decides about it
+        if node.operator in CONTROL_FLOW:
+            node.refuse(unsupported(node.operator))
     for node in chosen.nodes:
         if _is_constant(state, node):
             _compute(state, node, opset)

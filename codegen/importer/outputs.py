@@ -36,6 +36,10 @@ _DECISIONS = {
     "ai.onnx.ml.ZipMap",
 }
 """They tell of scores what a user wants to know."""
+_PICKS = ("Gather", "ReduceMax", "Slice", "Split")
+"""Of probabilities, the one that a user wants to know."""
+_LABELLING = tuple(f"ai.onnx.ml.{kind}Classifier" for kind in ("Linear", "SVM", "TreeEnsemble"))
+"""Their first output is the label, the second are its scores."""
 _RENAMES = {name for name, handler in HANDLERS.items() if handler.renames} - {"Gather", "Shape"}
 """Scores stay what they are; Gather may leave some out, and a Shape is none."""
 _ENDS = ("Softmax", "LogSoftmax", "Sigmoid")
@@ -129,11 +133,11 @@ class _Trace:
         decided = largest = ends = False
         while (node := self.makers.get(at)) is not None:
             source = self._yes_of_both(node)
-            if source or node.operator in _DECISIONS:
+            if source or node.operator in _DECISIONS or self._picks(node):
                 source = source or self._data_of(node)
                 scores, decided, ends = source, True, False
                 largest = largest or node.operator in ("ArgMax", "TopK")
-            elif node.operator == "ai.onnx.ml.LinearClassifier" and at == node.outputs[0]:
+            elif node.operator in _LABELLING and at == node.outputs[0]:
                 scores = source = node.outputs[1]
                 decided = True
             elif node.operator in _RENAMES:
@@ -162,6 +166,18 @@ class _Trace:
     def _data_of(self, node: Node) -> str:
         """The first input that isn't a constant."""
         return next((name for name in node.inputs if name and not self._is_fixed(name)), "")
+
+    def _picks(self, node: Node) -> bool:
+        """Whether ``node`` picks of probabilities, or looks a decision up in a table of names."""
+        if node.operator == "Gather" and self._is_fixed(node.input(0)):
+            return True
+        maker = self.makers.get(self._data_of(node))
+        while maker is not None and maker.operator in _RENAMES:
+            maker = self.makers.get(self._data_of(maker))
+        probabilities = maker is not None and (
+            maker.operator in _ENDS or bool(self._yes_of_both(maker))
+        )
+        return node.operator in _PICKS and probabilities
 
     def _is_fixed(self, name: str) -> bool:
         if name in self._constants:

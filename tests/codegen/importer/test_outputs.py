@@ -83,6 +83,29 @@ def test_a_label_alone_is_trained_by_its_scores() -> None:
     assert imported(model).loss_choice.output == "scores"
 
 
+def test_the_name_of_the_largest_class_is_looked_up_in_a_table() -> None:
+    nodes = [
+        helper.make_node("ArgMax", ["scores"], ["place"], axis=1, keepdims=0),
+        helper.make_node("Gather", ["names", "place"], ["name"]),
+    ]
+    model = with_outputs(dense_network((4,), 3), nodes, ["name"], **NAMES)
+    assert imported(model).loss_choice.output == "scores"
+
+
+def test_probabilities_one_by_one_and_the_largest_of_them_are_made_of_all() -> None:
+    ends = {"starts": np.array([1]), "ends": np.array([2])}
+    nodes = [
+        *label_of("Softmax"),
+        helper.make_node("Slice", ["Softmax", "starts", "ends", "starts"], ["part"]),
+        helper.make_node("Flatten", ["part"], ["second"]),
+        helper.make_node("ReduceMax", ["Softmax"], ["best"], axes=[1]),
+    ]
+    outputs = ["label", "second", "best"]
+    model = with_outputs(dense_network((4,), 3, "Softmax"), nodes, outputs, **ends, **NAMES)
+    choice = imported(model).loss_choice
+    assert (choice.loss, choice.output) == ("cross-entropy", "Softmax")
+
+
 def test_the_probabilities_of_no_and_yes_are_one_answer() -> None:
     nodes = [
         helper.make_node("Sub", ["one", "Sigmoid"], ["no"]),
