@@ -25,7 +25,7 @@ from onnx.reference import ReferenceEvaluator
 
 from codegen.errors import ModelError
 from codegen.graph.floats import FloatGraph, FloatHead, LossChoice
-from codegen.graph.ir import Loss
+from codegen.graph.ir import Loss, label_count
 from codegen.importer.draft import DraftGraph
 from codegen.importer.handlers import (
     CONTROL_FLOW,
@@ -133,10 +133,22 @@ def import_proto(
         draft, result = _run(state, chosen, opset)
     except _DAMAGE as error:
         raise ModelError(f"the model contradicts itself ({error}); export it again") from error
-    choice = choose_loss(_outputs(state, chosen, result), loss, samples)
+    outputs = _outputs(state, chosen, result)
+    choice = choose_loss(outputs, loss, samples)
     _set_loss(state, draft, result, choice)
-    choice = dataclasses.replace(choice, output=chosen.tensor, output_because=chosen.because)
+    choice = dataclasses.replace(
+        choice,
+        output=chosen.tensor,
+        output_because=chosen.because,
+        class_names=_class_names(chosen, label_count(choice.loss, outputs.count)),
+    )
     return _finished(state, draft, choice, notes)
+
+
+def _class_names(chosen: Choice, labels: int) -> tuple[str, ...]:
+    """Names of ``labels`` classes that say more than their numbers."""
+    numbers = tuple(map(str, range(labels)))
+    return chosen.names if len(chosen.names) == labels and chosen.names != numbers else ()
 
 
 def _opset_of(model: onnx.ModelProto) -> int:

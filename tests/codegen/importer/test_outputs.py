@@ -62,6 +62,7 @@ def test_a_label_beside_probabilities_is_left_out(first: str) -> None:
     assert choice is not None
     assert (choice.loss, choice.output) == ("cross-entropy", "Softmax")
     assert choice.output_because == "'label' is made of it"
+    assert choice.class_names == ("7", "8", "9")
 
 
 def test_a_dictionary_of_probabilities_is_read_where_it_comes_from() -> None:
@@ -76,6 +77,7 @@ def test_a_dictionary_of_probabilities_is_read_where_it_comes_from() -> None:
     assert choice is not None
     assert (choice.output, choice.output_because) == ("Softmax", "'label', 'map' are made of it")
     assert imported(model, "map").loss_choice.output == "Softmax"
+    assert imported(model, "Softmax").loss_choice.class_names == ("7", "8", "9")
 
 
 def test_a_label_alone_is_trained_by_its_scores() -> None:

@@ -68,6 +68,7 @@ def test_what_does_not_fit_the_model_is_refused_with_the_remedy(
         ({"x": x[0], "y": y}, r"x of shape"),
         ({"x": x, "y": y[1:]}, r"y of shape \(11,\) for 12 samples"),
         ({"x": x, "y": y.astype(float)}, r"y of float64; classes are integers"),
+        ({"x": x, "y": y.astype(str)}, r"y has words, as .*; give numbers of classes"),
         ({"x": x, "y": y + 1}, rf"y has class {classes}; the model's {classes} classes are 0 … "),
         ({"x": x, "y": y - 1}, r"y has class -1"),
         ({"x": x[:5], "y": y[:5]}, r"5 samples; at least 6"),
