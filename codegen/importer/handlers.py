@@ -29,6 +29,7 @@ from codegen.importer.scaling import (
     batch_normalization,
     div,
     mul,
+    neg,
     p_relu,
     scaler,
     sub,
@@ -269,6 +270,7 @@ _OWN: Mapping[str, Handler] = {
         "by code; of two tensors: Product, of which one may have size 1 along any axis",
         "products of a part of the channels only (groups of them)",
     ),
+    "Neg": Handler(neg, "as Mul by -1"),
     "PRelu": Handler(
         p_relu, "with one slope a table by code, as LeakyRelu; else Scaling with two gains"
     ),

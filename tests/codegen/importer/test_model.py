@@ -454,18 +454,6 @@ def test_a_product_of_two_activations_is_called_so() -> None:
         import_proto(with_head(nodes, {}, "scores", 3))
 
 
-def test_what_onnxruntimes_optimizer_wrote_is_refused_and_taken_as_it_was_before() -> None:
-    fused = helper.make_node(
-        "FusedConv", ["x", "w"], ["y"], "conv", domain="com.microsoft", activation="Relu"
-    )
-    proto = with_head([fused], {"w": W}, "y", 4)
-    proto.opset_import.append(helper.make_opsetid("com.microsoft", 1))
-    with pytest.raises(ModelError, match=r"'conv' .*FusedConv.*give the model as it was before"):
-        import_proto(proto)
-    relu = helper.make_node("Relu", ["y"], ["r"], "relu")
-    assert_equals_onnxruntime(with_head([CONV, relu], {"w": W}, "r", 4))
-
-
 def autoencoder(*tail: onnx.NodeProto, **constants: NDArray) -> onnx.ModelProto:
     """From (2, 3) by 4 numbers to 6, which ``tail`` brings into shape."""
     nodes = [

@@ -216,6 +216,19 @@ def test_a_dynamically_quantized_model_is_refused_and_taken_as_the_remedy_says(
     import_model(target)
 
 
+def test_what_onnxruntimes_optimizer_fused_is_refused_and_taken_as_it_was_before() -> None:
+    codes = np.random.default_rng(3).integers(-127, 128, (6, 3, 3, 3)).astype(np.int8)
+    nodes, constants = weights(codes, np.int8(0))
+    fused = next(n for n in nodes if n.op_type == "Conv")
+    fused.op_type, fused.domain = "FusedConv", "com.microsoft"
+    fused.attribute.append(helper.make_attribute("activation", "Relu"))
+    with pytest.raises(ModelError, match=r"'conv' .*FusedConv.*give the model as it was before"):
+        import_proto(linear(nodes, constants))
+    nodes[nodes.index(fused)] = node("Conv", "xd w", "sum")
+    nodes.insert(4, node("Relu", "sum", "conv"))
+    import_proto(linear(nodes, constants))
+
+
 # Weights that aren't symmetric int8.
 
 
