@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from onnx import TensorProto, numpy_helper
@@ -113,6 +113,18 @@ def _flatten(state: ImportState, node: Node) -> None:
 
 def _reshape(state: ImportState, node: Node) -> None:
     sizes = state.padded_view(node).sizes
+    wanted = _reshaped(state, node, sizes)
+    if [size for size in wanted if size != 1] != [size for size in sizes if size != 1]:
+        # More than dimensions of size 1 changes: the zeros around are part of it.
+        sizes = state.view(node).sizes
+        wanted = _reshaped(state, node, sizes)
+    if min(wanted, default=1) < 1 or math.prod(wanted) != math.prod(sizes):
+        node.refuse(f"makes {wanted} of {list(sizes)}; the model is inconsistent, export it again")
+    state.reshape(node, wanted)
+
+
+def _reshaped(state: ImportState, node: Node, sizes: Sequence[int]) -> list[int]:
+    """What the node's shape makes of ``sizes``."""
     wanted = [int(size) for size in state.constant(node, 1, "shape").reshape(-1)]
     if not int(node.attributes.get("allowzero", 0)):
         wanted = [
@@ -121,9 +133,7 @@ def _reshape(state: ImportState, node: Node) -> None:
     if -1 in wanted:
         known = math.prod(size for size in wanted if size != -1)
         wanted[wanted.index(-1)] = math.prod(sizes) // max(known, 1)
-    if min(wanted, default=1) < 1 or math.prod(wanted) != math.prod(sizes):
-        node.refuse(f"makes {wanted} of {list(sizes)}; the model is inconsistent, export it again")
-    state.reshape(node, wanted)
+    return wanted
 
 
 def _axes(state: ImportState, node: Node, rank: int) -> list[int]:

@@ -20,6 +20,7 @@ from codegen.importer.state import (
     Roles,
     View,
     axes_of,
+    channels_last_dims,
     picture_dims,
     size_of,
 )
@@ -94,6 +95,7 @@ def sum_of(a: Padding, b: Padding) -> Padding:
 
 def conv(state: ImportState, node: Node) -> None:
     """Conv of one or two spatial dimensions, full or depthwise."""
+    node, phases = _joined(state, node)
     view, roles = state.picture(node, padded=True)
     rank = spatial_rank(node, view)
     weight = state.constant(node, 1, "weight")
@@ -119,7 +121,7 @@ def conv(state: ImportState, node: Node) -> None:
     stride = pair(node, "strides", rank)
     around = view.padding
     size = (shape[1] + around.top + around.bottom, shape[2] + around.left + around.right)
-    dilation = dilation_of(node, kernel, rank)
+    dilation = dilation_of(node, kernel, rank, phases)
     name = state.unique(node.name)
     op = DilatedConv(
         name=name,
@@ -132,29 +134,71 @@ def conv(state: ImportState, node: Node) -> None:
         stored=stored_integers(state, node, view.tensor, 0, lambda codes: codes.reshape(four)),
         dilation=dilation,
     )
-    padding = sum_of(_padding(node, size, op.extent, stride, rank), around)
-    append_conv(state, node, dataclasses.replace(op, padding=padding), shape, rank)
+    own = _padding(node, size, op.extent, stride, rank)
+    rows, columns = (size_of(each) for each in phases)
+    own = Padding(own.top * rows, own.left * columns, own.bottom * rows, own.right * columns)
+    padded = dataclasses.replace(op, padding=sum_of(own, around))
+    append_conv(state, node, padded, shape, rank, phases)
 
 
-def dilation_of(node: Node, kernel: tuple[int, int], rank: int) -> tuple[int, int]:
-    """Attribute dilations, 1 where a kernel has a single tap."""
-    pairs = zip(pair(node, "dilations", rank), kernel, strict=True)
-    height, width = (dilation if size > 1 else 1 for dilation, size in pairs)
+def _joined(state: ImportState, node: Node) -> tuple[Node, tuple[Group, Group]]:
+    """The node reading its picture as a whole, and the phases (rows, columns) that it saw as batch.
+
+    TensorFlow writes a dilated convolution as one of every d-th pixel: these lie side by side as
+    samples of a batch (SpaceToBatch), and are put together behind it (BatchToSpace).
+    """
+    view = state.padded_view(node)
+    batch, rank = view.dims[0], len(view.dims)
+    explicit = node.attributes.get("auto_pad", "NOTSET") in ("NOTSET", "VALID")
+    if batch == () or rank not in (3, 4) or view.tensor not in state.shapes or not explicit:
+        return node, ((), ())
+    if pair(node, "strides", rank) != (1, 1):
+        return node, ((), ())
+    roles, columns = state.roles_of(view.tensor), view.dims[-1]
+    rows = view.dims[2] if rank == 4 else ()
+    for cut in range(len(batch) + 1):
+        phases = batch[:cut], batch[cut:]
+        if (roles.height, roles.width) == ((*rows, *phases[0]), (*columns, *phases[1])):
+            whole = dataclasses.replace(roles, channels=view.dims[1])
+            name = f"{node.input(0)}@joined"
+            state.views[name] = dataclasses.replace(view, dims=picture_dims(whole, rank))
+            return dataclasses.replace(node, inputs=(name, *node.inputs[1:])), phases
+    return node, ((), ())
+
+
+def dilation_of(
+    node: Node, kernel: tuple[int, int], rank: int, phases: tuple[Group, Group] = ((), ())
+) -> tuple[int, int]:
+    """Attribute dilations, for a picture of ``phases`` in pixels of the whole; 1 where a kernel has
+    a single tap."""
+    steps = zip(pair(node, "dilations", rank), phases, kernel, strict=True)
+    height, width = (step * size_of(group) if size > 1 else 1 for step, group, size in steps)
     return height, width
 
 
 def append_conv(
-    state: ImportState, node: Node, op: DilatedConv, shape: ChannelsFirst, rank: int
+    state: ImportState,
+    node: Node,
+    op: DilatedConv,
+    shape: ChannelsFirst,
+    rank: int,
+    phases: tuple[Group, Group] = ((), ()),
 ) -> None:
-    """Adds ``op`` on a picture of ``shape`` as the maker of the node's output."""
+    """Adds ``op`` on a picture of ``shape`` as the maker of the node's output, which the node sees
+    in ``phases`` (rows, columns) if its input was."""
     size = window_output_shape(op.extent, op.stride, op.padding, shape[1:])
     if min(size) < 1:
         node.refuse(
             f"its {op.extent[0]}x{op.extent[1]} kernel is larger than the padded input "
             f"{list(shape)}; use a larger input or fewer strides"
         )
-    made = Roles(*(axes_of(length) for length in (len(op.bias), *size)))
-    state.append(node, op, made, picture_dims(made, rank))
+    seen = Roles(
+        axes_of(len(op.bias)),
+        *(axes_of(length // size_of(group)) for length, group in zip(size, phases, strict=True)),
+    )
+    made = Roles(seen.channels, (*seen.height, *phases[0]), (*seen.width, *phases[1]))
+    _, *dims = picture_dims(seen, rank)
+    state.append(node, op, made, ((*phases[0], *phases[1]), *dims))
 
 
 # Matrices: convolutions whose kernel covers the picture, or 1x1 along the last dimension.
@@ -454,19 +498,18 @@ def pad(state: ImportState, node: Node) -> None:
         return
     padded = {axis for axis, around in by_axis.items() if any(around)}
     view = state.padded_view(node)
-    if 1 in padded:  # channels last, or a picture that was turned
-        roles = state.roles(node, view, channels_last=rank - 1 not in padded)
-    else:
-        view, roles = state.picture(node, padded=True)
-    sides = {axis: view.dims[axis] for axis in padded}
-    if min(pads) < 0 or not all(side in (roles.height, roles.width) for side in sides.values()):
+    last = 1 in padded and rank - 1 not in padded and rank in (3, 4)
+    if last:
+        last = view.dims == channels_last_dims(state.roles(node, view, channels_last=True), rank)
+    if min(pads) < 0 or 0 in padded or (1 in padded and not last):
         node.refuse(
             f"pads = {pads}; only height and width can be padded, by 0 or more (to widen the "
             "channels of a shortcut, use a 1x1 Conv)"
         )
-    (top, bottom), (left, right) = (
-        next((by_axis[axis] for axis in padded if sides[axis] == side), (0, 0))
-        for side in (roles.height, roles.width)
-    )
+    if not last:
+        view, _ = state.picture(node, padded=True)
+    rows, columns = (rank - 3, rank - 2) if last else (rank - 2, rank - 1)
+    top, bottom = by_axis.get(rows, (0, 0)) if rank == 4 else (0, 0)
+    left, right = by_axis.get(columns, (0, 0))
     more = sum_of(Padding(top, left, bottom, right), view.padding)
     state.views[node.outputs[0]] = dataclasses.replace(view, padding=more)

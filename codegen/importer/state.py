@@ -252,7 +252,16 @@ class ImportState:
         self.add(op, grown)
         if view.tensor in self.codings:
             self.codings[name] = self.codings[view.tensor]
-        result = View(name, picture_dims(grown, len(view.dims)))
+        rank = len(view.dims)
+        order = next(
+            (o for o in (picture_dims, channels_last_dims) if o(roles, rank) == view.dims), None
+        )
+        if order is None:
+            node.refuse(
+                f"reads zeros around a picture whose dimensions are {list(view.sizes)} without "
+                "them; transpose it behind the convolution that the zeros are for"
+            )
+        result = View(name, order(grown, rank))
         self.views[node.input(index)] = result
         return result
 
@@ -547,6 +556,12 @@ def picture_dims(roles: Roles, rank: int) -> tuple[Group, ...]:
     if rank == 4:
         return (), roles.channels, roles.height, roles.width
     return ((), roles.channels, roles.width) if rank == 3 else ((), roles.channels)
+
+
+def channels_last_dims(roles: Roles, rank: int) -> tuple[Group, ...]:
+    """The same with the channels behind."""
+    batch, channels, *sides = picture_dims(roles, rank)
+    return (batch, *sides, channels)
 
 
 def named_nodes(graph: onnx.GraphProto) -> list[Node]:
