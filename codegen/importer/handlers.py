@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from onnx import TensorProto, numpy_helper
@@ -34,6 +34,7 @@ from codegen.importer.scaling import (
     batch_normalization,
     div,
     mul,
+    neg,
     p_relu,
     scaler,
     sub,
@@ -48,6 +49,8 @@ from codegen.importer.upsampling import conv_transpose, resize
 from codegen.operators import OPERATORS
 from codegen.operators.base import Handler
 
+CONTROL_FLOW = ("If", "Loop", "Scan")
+
 REMEDIES = {
     "ConvInteger": "quantize statically (quantize_static)",
     "MatMulInteger": "quantize statically (quantize_static)",
@@ -58,6 +61,15 @@ REMEDIES = {
         "export the model as a Gemm, or train a network of one hidden layer (MLPClassifier, "
         "MLPRegressor)",
     ),
+    **dict.fromkeys(
+        (
+            "ai.onnx.ml.SVMClassifier",
+            "ai.onnx.ml.SVMRegressor",
+            "ai.onnx.ml.TreeEnsembleClassifier",
+            "ai.onnx.ml.TreeEnsembleRegressor",
+        ),
+        "train a network in its place (MLPClassifier, MLPRegressor)",
+    ),
     "ReduceSum": "use the mean (ReduceMean)",
     **dict.fromkeys(
         ("Sqrt", "Reciprocal"),
@@ -65,7 +77,7 @@ REMEDIES = {
     ),
     "ArgMax": "end the network in the scores of its classes",
     **dict.fromkeys(
-        ("If", "Loop", "Scan"),
+        CONTROL_FLOW,
         "export without control flow (fix all sizes but the batch, name the dimensions that "
         "squeeze removes)",
     ),
@@ -74,7 +86,13 @@ REMEDIES = {
 
 def unsupported(operator: str) -> str:
     """What to say of an operator that has no handler."""
-    remedy = REMEDIES.get(operator, "change the model to use only these")
+    remedy = "change the model to use only these"
+    if operator.startswith("com.microsoft."):
+        remedy = (
+            "it is onnxruntime's own, written by its optimizer or quantizer: give the model as it "
+            "was before, or quantized statically (quantize_static)"
+        )
+    remedy = REMEDIES.get(operator, remedy)
     return f"operator not supported; {remedy}. Supported: {', '.join(SUPPORTED_OPERATORS)}"
 
 
@@ -101,6 +119,18 @@ def _flatten(state: ImportState, node: Node) -> None:
 
 def _reshape(state: ImportState, node: Node) -> None:
     sizes = state.padded_view(node).sizes
+    wanted = _reshaped(state, node, sizes)
+    if [size for size in wanted if size != 1] != [size for size in sizes if size != 1]:
+        # More than dimensions of size 1 changes: the zeros around are part of it.
+        sizes = state.view(node).sizes
+        wanted = _reshaped(state, node, sizes)
+    if min(wanted, default=1) < 1 or math.prod(wanted) != math.prod(sizes):
+        node.refuse(f"makes {wanted} of {list(sizes)}; the model is inconsistent, export it again")
+    state.reshape(node, wanted)
+
+
+def _reshaped(state: ImportState, node: Node, sizes: Sequence[int]) -> list[int]:
+    """What the node's shape makes of ``sizes``."""
     wanted = [int(size) for size in state.constant(node, 1, "shape").reshape(-1)]
     if not int(node.attributes.get("allowzero", 0)):
         wanted = [
@@ -109,9 +139,7 @@ def _reshape(state: ImportState, node: Node) -> None:
     if -1 in wanted:
         known = math.prod(size for size in wanted if size != -1)
         wanted[wanted.index(-1)] = math.prod(sizes) // max(known, 1)
-    if min(wanted, default=1) < 1 or math.prod(wanted) != math.prod(sizes):
-        node.refuse(f"makes {wanted} of {list(sizes)}; the model is inconsistent, export it again")
-    state.reshape(node, wanted)
+    return wanted
 
 
 def _axes(state: ImportState, node: Node, rank: int) -> list[int]:
@@ -140,11 +168,13 @@ def _unsqueeze(state: ImportState, node: Node) -> None:
 
 
 def _transpose(state: ImportState, node: Node) -> None:
-    rank = len(state.padded_view(node).dims)
+    view = state.padded_view(node)
+    rank = len(view.dims)
     order = list(node.attributes.get("perm", range(rank - 1, -1, -1)))
     if sorted(order) != list(range(rank)):
         node.refuse(f"attribute perm = {order} on {rank} dimensions; export the model again")
-    state.transpose(node, order)
+    dims = tuple(view.dims[axis] for axis in order)
+    state.views[node.outputs[0]] = dataclasses.replace(view, dims=dims)
 
 
 def _shape(state: ImportState, node: Node) -> None:
@@ -272,6 +302,7 @@ _OWN: Mapping[str, Handler] = {
         "by code; of two tensors: Product, of which one may have size 1 along any axis",
         "products of a part of the channels only (groups of them)",
     ),
+    "Neg": Handler(neg, "as Mul by -1"),
     "PRelu": Handler(
         p_relu, "with one slope a table by code, as LeakyRelu; else Scaling with two gains"
     ),

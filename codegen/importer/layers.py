@@ -20,7 +20,7 @@ from codegen.importer.state import (
     Roles,
     View,
     axes_of,
-    channels_behind,
+    channels_last_dims,
     picture_dims,
     size_of,
 )
@@ -100,6 +100,7 @@ def sum_of(a: Padding, b: Padding) -> Padding:
 
 def conv(state: ImportState, node: Node) -> None:
     """Conv of one or two spatial dimensions, full or depthwise."""
+    node, phases = _joined(state, node)
     view, roles = state.picture(node, padded=True)
     rank = spatial_rank(node, view)
     weight = state.constant(node, 1, "weight")
@@ -125,7 +126,7 @@ def conv(state: ImportState, node: Node) -> None:
     stride = pair(node, "strides", rank)
     around = view.padding
     size = (shape[1] + around.top + around.bottom, shape[2] + around.left + around.right)
-    dilation = dilation_of(node, kernel, rank)
+    dilation = dilation_of(node, kernel, rank, phases)
     name = state.unique(node.name)
     op = DilatedConv(
         name=name,
@@ -138,29 +139,71 @@ def conv(state: ImportState, node: Node) -> None:
         stored=stored_integers(state, node, view.tensor, 0, lambda codes: codes.reshape(four)),
         dilation=dilation,
     )
-    padding = sum_of(_padding(node, size, op.extent, stride, rank), around)
-    append_conv(state, node, dataclasses.replace(op, padding=padding), shape, rank)
+    own = _padding(node, size, op.extent, stride, rank)
+    rows, columns = (size_of(each) for each in phases)
+    own = Padding(own.top * rows, own.left * columns, own.bottom * rows, own.right * columns)
+    padded = dataclasses.replace(op, padding=sum_of(own, around))
+    append_conv(state, node, padded, shape, rank, phases)
 
 
-def dilation_of(node: Node, kernel: tuple[int, int], rank: int) -> tuple[int, int]:
-    """Attribute dilations, 1 where a kernel has a single tap."""
-    pairs = zip(pair(node, "dilations", rank), kernel, strict=True)
-    height, width = (dilation if size > 1 else 1 for dilation, size in pairs)
+def _joined(state: ImportState, node: Node) -> tuple[Node, tuple[Group, Group]]:
+    """The node reading its picture as a whole, and the phases (rows, columns) that it saw as batch.
+
+    TensorFlow writes a dilated convolution as one of every d-th pixel: these lie side by side as
+    samples of a batch (SpaceToBatch), and are put together behind it (BatchToSpace).
+    """
+    view = state.padded_view(node)
+    batch, rank = view.dims[0], len(view.dims)
+    explicit = node.attributes.get("auto_pad", "NOTSET") in ("NOTSET", "VALID")
+    if batch == () or rank not in (3, 4) or view.tensor not in state.shapes or not explicit:
+        return node, ((), ())
+    if pair(node, "strides", rank) != (1, 1):
+        return node, ((), ())
+    roles, columns = state.roles_of(view.tensor), view.dims[-1]
+    rows = view.dims[2] if rank == 4 else ()
+    for cut in range(len(batch) + 1):
+        phases = batch[:cut], batch[cut:]
+        if (roles.height, roles.width) == ((*rows, *phases[0]), (*columns, *phases[1])):
+            whole = dataclasses.replace(roles, channels=view.dims[1])
+            name = f"{node.input(0)}@joined"
+            state.views[name] = dataclasses.replace(view, dims=picture_dims(whole, rank))
+            return dataclasses.replace(node, inputs=(name, *node.inputs[1:])), phases
+    return node, ((), ())
+
+
+def dilation_of(
+    node: Node, kernel: tuple[int, int], rank: int, phases: tuple[Group, Group] = ((), ())
+) -> tuple[int, int]:
+    """Attribute dilations, for a picture of ``phases`` in pixels of the whole; 1 where a kernel has
+    a single tap."""
+    steps = zip(pair(node, "dilations", rank), phases, kernel, strict=True)
+    height, width = (step * size_of(group) if size > 1 else 1 for step, group, size in steps)
     return height, width
 
 
 def append_conv(
-    state: ImportState, node: Node, op: DilatedConv, shape: ChannelsFirst, rank: int
+    state: ImportState,
+    node: Node,
+    op: DilatedConv,
+    shape: ChannelsFirst,
+    rank: int,
+    phases: tuple[Group, Group] = ((), ()),
 ) -> None:
-    """Adds ``op`` on a picture of ``shape`` as the maker of the node's output."""
+    """Adds ``op`` on a picture of ``shape`` as the maker of the node's output, which the node sees
+    in ``phases`` (rows, columns) if its input was."""
     size = window_output_shape(op.extent, op.stride, op.padding, shape[1:])
     if min(size) < 1:
         node.refuse(
             f"its {op.extent[0]}x{op.extent[1]} kernel is larger than the padded input "
             f"{list(shape)}; use a larger input or fewer strides"
         )
-    made = Roles(*(axes_of(length) for length in (len(op.bias), *size)))
-    state.append(node, op, made, picture_dims(made, rank))
+    seen = Roles(
+        axes_of(len(op.bias)),
+        *(axes_of(length // size_of(group)) for length, group in zip(size, phases, strict=True)),
+    )
+    made = Roles(seen.channels, (*seen.height, *phases[0]), (*seen.width, *phases[1]))
+    _, *dims = picture_dims(seen, rank)
+    state.append(node, op, made, ((*phases[0], *phases[1]), *dims))
 
 
 # Matrices: convolutions whose kernel covers the picture, or 1x1 along the last dimension.
@@ -191,6 +234,11 @@ def matmul(state: ImportState, node: Node) -> None:
     """MatMul of an activation with a constant matrix."""
     if node.input(0) in state.constants:
         node.refuse("multiplies a constant by an activation; write the activation first")
+    if node.input(1) in state.views:
+        node.refuse(
+            "multiplies two activations, as attention does; of products only those with constant "
+            "matrices are supported: use convolutions (over time) in its place"
+        )
     weight = state.constant(node, 1, "weight")
     if weight.ndim != 2:
         node.refuse(f"its weight has {weight.ndim} dimensions; a matrix is needed")
@@ -330,9 +378,10 @@ def _append_pool(
 
 
 def global_average_pool(state: ImportState, node: Node) -> None:
-    """GlobalAveragePool over all but batch and channels."""
-    view = state.view(node)
-    _reduce(state, node, tuple(range(2, len(view.dims))), keep=True, largest=False)
+    """GlobalAveragePool over all but batch and channels, which lie last where the node says so."""
+    rank = len(state.view(node).dims)
+    first = 1 if int(node.attributes.get("channels_last", 0)) else 2
+    _reduce(state, node, tuple(range(first, rank + first - 2)), keep=True, largest=False)
 
 
 def global_max_pool(state: ImportState, node: Node) -> None:
@@ -445,7 +494,7 @@ def concat(state: ImportState, node: Node) -> None:
 
 
 def pad(state: ImportState, node: Node) -> None:
-    """Pad with zeros around height and width, wherever the channels are."""
+    """Pad with zeros around height and width, which stand before channels where these are last."""
     mode = node.attributes.get("mode", "constant")
     value = float(state.constant(node, 2, "value").reshape(-1)[0]) if node.input(2) else 0.0
     value = state.real_value(node, value)
@@ -463,24 +512,23 @@ def pad(state: ImportState, node: Node) -> None:
     if not any(pads):
         state.rename(node)
         return
-    last = state.channels_are_last(state.padded_view(node))
-    if last is None:  # an input that is padded in front and not behind has its channels there
-        last = rank > 2 and any(by_axis.get(1, (0, 0))) and not any(by_axis.get(rank - 1, (0, 0)))
-    order = [0, rank - 1, *range(1, rank - 1)] if last else list(range(rank))
-    by_place = [by_axis.get(axis, (0, 0)) for axis in order]
-    if min(pads) < 0 or any(map(any, by_place[:2])):
+    padded = {axis for axis, around in by_axis.items() if any(around)}
+    view = state.padded_view(node)
+    last = (
+        rank in (3, 4) and rank - 1 not in padded and (1 in padded or view.tensor in state.shapes)
+    )
+    if last:
+        known = state.roles(node, view, channels_last=True)
+        last = view.dims == channels_last_dims(known, rank) != picture_dims(known, rank)
+    if min(pads) < 0 or 0 in padded or (1 in padded and not last):
         node.refuse(
             f"pads = {pads}; only height and width can be padded, by 0 or more (to widen the "
             "channels of a shortcut, use a 1x1 Conv)"
         )
-    source = node
-    if last:
-        turned = (f"{node.outputs[0]}@turned",)
-        state.transpose(dataclasses.replace(node, outputs=turned), order)
-        source = dataclasses.replace(node, inputs=turned)
-    view, _ = state.picture(source, padded=True)
-    top, bottom = by_place[2] if rank == 4 else (0, 0)
-    left, right = by_place[-1]
+    if not last:
+        view, _ = state.picture(node, padded=True)
+    rows, columns = (rank - 3, rank - 2) if last else (rank - 2, rank - 1)
+    top, bottom = by_axis.get(rows, (0, 0)) if rank == 4 else (0, 0)
+    left, right = by_axis.get(columns, (0, 0))
     more = sum_of(Padding(top, left, bottom, right), view.padding)
-    dims = channels_behind(view.dims) if last else view.dims
-    state.views[node.outputs[0]] = dataclasses.replace(view, dims=dims, padding=more)
+    state.views[node.outputs[0]] = dataclasses.replace(view, padding=more)

@@ -189,12 +189,7 @@ class ImportState:
     def _read_input(self, graph: onnx.GraphProto) -> str:
         inputs = [entry for entry in graph.input if entry.name not in self.constants]
         if len(inputs) != 1:
-            named = ", ".join(f"'{entry.name}'" for entry in inputs)
-            raise ModelError(
-                f"the model has {len(inputs)} inputs ({named}); export a network with one input. "
-                "Keras' ONNX export makes inputs of the constants of a Normalization: there, write "
-                "a SavedModel (model.export) and convert that with tf2onnx"
-            )
+            raise ModelError(_refused_inputs([entry.name for entry in inputs]))
         entry = inputs[0]
         kind = entry.type.tensor_type.elem_type
         if kind not in _INPUT_TYPES:
@@ -257,15 +252,16 @@ class ImportState:
         self.add(op, grown)
         if view.tensor in self.codings:
             self.codings[name] = self.codings[view.tensor]
-        sides = [(roles.height, grown.height), (roles.width, grown.width)]
         rank = len(view.dims)
-        if any(side == () != larger for side, larger in sides):  # only its place says which it is
-            dims = picture_dims(grown, rank)
-            if self.channels_are_last(view):
-                dims = channels_behind(dims)
-        else:
-            dims = tuple(dict(sides).get(group, group) for group in view.dims)
-        result = View(name, dims)
+        order = next(
+            (o for o in (picture_dims, channels_last_dims) if o(roles, rank) == view.dims), None
+        )
+        if order is None:
+            node.refuse(
+                f"reads zeros around a picture whose dimensions are {list(view.sizes)} without "
+                "them; transpose it behind the convolution that the zeros are for"
+            )
+        result = View(name, order(grown, rank))
         self.views[node.input(index)] = result
         return result
 
@@ -402,13 +398,6 @@ class ImportState:
             )
         return self._roles[view.tensor]
 
-    def channels_are_last(self, view: View) -> bool | None:
-        """Whether ``view`` is (batch, ..., channels); None where nothing has settled it yet."""
-        if view.tensor not in self._roles:
-            return None
-        first = picture_dims(self._roles[view.tensor], len(view.dims))
-        return view.dims != first and view.dims == channels_behind(first)
-
     def _settle_input(self, roles: Roles) -> None:
         for tensor in self._like_input:
             self._roles[tensor] = roles
@@ -473,16 +462,6 @@ class ImportState:
         else:
             self.padded_view(node)
 
-    def transpose(self, node: Node, order: Sequence[int]) -> None:
-        """The node's output is its first input with the dimensions in another order."""
-        view = self.padded_view(node)
-        if view.padding != Padding():
-            dims = tuple(view.dims[place] for place in order)
-            if dims != picture_dims(self._roles[view.tensor], len(dims)):
-                view = self.view(node)
-        dims = tuple(view.dims[place] for place in order)
-        self.views[node.outputs[0]] = dataclasses.replace(view, dims=dims)
-
     def reshape(self, node: Node, target: Sequence[int]) -> None:
         """The node's output is its first input with the dimensions ``target``, all known."""
         view = self.padded_view(node) if self._only_ones(node, target) else self.view(node)
@@ -540,6 +519,20 @@ class ImportState:
         return parts
 
 
+def _refused_inputs(names: Sequence[str]) -> str:
+    """Why a model of any number of inputs but one isn't taken, and what to do."""
+    lost = [name for name in names if name.endswith(":0") and "/" in name]
+    reason = f"the model has {len(names)} inputs{', ' if names else ''}"
+    reason += ", ".join(f"'{name}'" for name in names[:4]) + (" …" if len(names) > 4 else "")
+    if not lost or len(lost) != len(names) - 1:
+        return f"{reason}; export a network with one input"
+    return (
+        f"{reason}; all but one are constants that Keras' export to ONNX has left out, as it does "
+        "with a Normalization layer's: write a SavedModel with model.export('FOLDER') and convert "
+        "that with python -m tf2onnx.convert --saved-model FOLDER --output MODEL.onnx"
+    )
+
+
 def _laid_out(values: Array, axes: Group, roles: Roles) -> Array:
     """One value, or one for each entry of ``axes``, as (channels, height, width)."""
     if values.ndim == 0:
@@ -568,9 +561,10 @@ def picture_dims(roles: Roles, rank: int) -> tuple[Group, ...]:
     return ((), roles.channels, roles.width) if rank == 3 else ((), roles.channels)
 
 
-def channels_behind(dims: tuple[Group, ...]) -> tuple[Group, ...]:
-    """Dimensions (batch, channels, ...) as (batch, ..., channels)."""
-    return (dims[0], *dims[2:], dims[1])
+def channels_last_dims(roles: Roles, rank: int) -> tuple[Group, ...]:
+    """The same with the channels behind."""
+    batch, channels, *sides = picture_dims(roles, rank)
+    return (batch, *sides, channels)
 
 
 def named_nodes(graph: onnx.GraphProto) -> list[Node]:

@@ -322,18 +322,34 @@ def test_what_normalizes_the_input_along_another_dimension_is_taken() -> None:
     assert_equals_onnxruntime(with_head(nodes, {"w": W, **constants}, "y", 4))
 
 
-def test_several_inputs_are_named_and_those_that_are_constants_may_be_stored_as_such() -> None:
-    proto = with_head([helper.make_node("Sub", ["x", "mean"], ["y"])], {}, "y", 3)
-    proto.graph.input.append(helper.make_tensor_value_info("mean", TensorProto.FLOAT, [3, 1, 1]))
-    with pytest.raises(ModelError, match=r"2 inputs \('x', 'mean'\).*one input.*SavedModel"):
-        import_proto(proto)
-    proto.graph.initializer.append(numpy_helper.from_array(normal(3, 1, 1), "mean"))
-    assert_equals_onnxruntime(proto)
-
-
 def test_a_pool_with_dilations_can_be_replaced_as_the_message_says() -> None:
     pool = helper.make_node("MaxPool", ["x"], ["y"], "wide", kernel_shape=[3, 3])
     assert_equals_onnxruntime(with_head([pool], {}, "y", 3))
+
+
+@pytest.mark.parametrize(
+    ("shape", "pads", "order", "weight"),
+    [
+        ((9, 3), [0, 4, 0, 0, 0, 0], [0, 2, 1], (4, 3, 3)),
+        ((7, 6, 3), [0, 0, 1, 0, 0, 1, 2, 0], [0, 3, 1, 2], (4, 3, 3, 3)),
+    ],
+    ids=["causal", "picture"],
+)
+def test_zeros_around_a_picture_whose_channels_lie_last_are_its_convolutions_own(
+    shape: tuple[int, ...], pads: list[int], order: list[int], weight: tuple[int, ...]
+) -> None:
+    # As tf2onnx writes the Pad of full-integer models, and ZeroPadding and causal layers of others.
+    nodes = [
+        helper.make_node("Pad", ["x", "p"], ["padded"], "pad"),
+        helper.make_node("Transpose", ["padded"], ["turned"], "turn", perm=order),
+        helper.make_node("Conv", ["turned", "w"], ["y"], "conv"),
+    ]
+    constants = {"p": np.array(pads), "w": normal(*weight)}
+    proto = with_head(nodes, constants, "y", 4, shape=("n", *shape))
+    graph, x = import_proto(proto), normal(5, *shape, seed=42)
+    assert isinstance(graph.ops[0], FloatConv)
+    got = evaluate(graph, graph.arrange(x))[graph.head.output]
+    np.testing.assert_allclose(got, onnxruntime_oracle.run(proto, x)[0], atol=1e-4)
 
 
 def test_a_transpose_that_stands_in_the_way_can_be_left_out_as_the_message_says() -> None:
@@ -358,8 +374,17 @@ def test_weights_in_a_file_that_is_gone_are_asked_for_by_name(tmp_path: Path) ->
 def test_an_activation_behind_the_classifier_is_refused_with_the_remedy() -> None:
     nodes, constants = head("x", 3)
     nodes.append(helper.make_node("Relu", ["logits"], ["more"], "extra"))
-    with pytest.raises(ModelError, match=r"'head', with an activation.*remove the activation"):
-        import_proto(model(nodes, constants, output="more"))
+    proto = model(nodes, constants, output="more")
+    with pytest.raises(
+        ModelError, match=r"'head', with an activation.*makes its tensor with --out"
+    ):
+        import_proto(proto)
+    assert import_proto(proto, output="logits").head.name == "head"
+    nodes[-1] = helper.make_node("Tanh", ["logits"], ["more"], "extra")
+    proto = model(nodes, constants, output="more")
+    with pytest.raises(ModelError, match=r"made by 'extra'; a model must end in a Gemm.*--output"):
+        import_proto(proto)
+    assert import_proto(proto, output="logits").head.name == "head"
 
 
 def test_what_follows_a_softmax_is_refused() -> None:
@@ -414,6 +439,22 @@ def test_control_flow_is_refused_with_the_remedy() -> None:
     )
     with pytest.raises(ModelError, match=r"'choice' \(If\).*without control flow"):
         import_proto(with_head([choice], {"yes": np.array(True)}, "y", 3))
+    # Not what decides about it, which would go with it.
+    deciding = [
+        helper.make_node("ReduceSum", ["x"], ["sum"], "sum", keepdims=0),
+        helper.make_node("Cast", ["sum"], ["yes"], "decide", to=TensorProto.BOOL),
+    ]
+    with pytest.raises(ModelError, match=r"'choice' \(If\).*without control flow"):
+        import_proto(with_head([*deciding, choice], {}, "y", 3))
+
+
+def test_a_product_of_two_activations_is_called_so() -> None:
+    nodes = [
+        helper.make_node("Transpose", ["x"], ["t"], perm=[0, 1, 3, 2]),
+        helper.make_node("MatMul", ["x", "t"], ["scores"], "attend"),
+    ]
+    with pytest.raises(ModelError, match=r"'attend' \(MatMul\): multiplies two activations"):
+        import_proto(with_head(nodes, {}, "scores", 3))
 
 
 def autoencoder(*tail: onnx.NodeProto, **constants: NDArray) -> onnx.ModelProto:

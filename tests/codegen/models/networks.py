@@ -22,6 +22,7 @@ from tests.codegen.models.convolution_networks import (
     ShuffleNet,
     TemporalNetwork,
 )
+from tests.codegen.models.light_networks import ConvMixer, GhostNet, MobileOne
 
 
 def conv_bn(
@@ -534,8 +535,11 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "shufflenet": (ShuffleNet, (3, 16, 16)),
     "resnext": (ResNext, (3, 12, 12)),
     "autoencoder_upsampling": (ConvolutionalAutoencoder, (1, 8, 8)),
-    "sequence": (SequenceNetwork, (20, 6)),
+    "convmixer": (ConvMixer, (3, 20, 20)),
+    "ghostnet": (GhostNet, (3, 20, 20)),
+    "mobileone": (MobileOne, (3, 20, 20)),
     "convnext": (ConvNext, (3, 20, 20)),
+    "sequence": (SequenceNetwork, (20, 6)),
 }
 
 FULL_SIZE: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
