@@ -91,6 +91,8 @@ def load_samples(path: Path | str, graph: Graph, source: FloatGraph | None = Non
         turned = ""
         if x.ndim == 4 and x.shape[1:] == (height, width, channels):
             turned = "; the channels come last: give x.transpose(0, 3, 1, 2)"
+        if source is None:
+            turned += "; with the ONNX file (--model) samples may be shaped as its input is"
         raise CalibrationError(
             f"{path}: x of shape {x.shape}; the model's input '{graph.input}' needs "
             f"{shapes_taken(expected, in_file)}{turned}"

@@ -62,6 +62,7 @@ def test_a_label_beside_probabilities_is_left_out(first: str) -> None:
     assert choice is not None
     assert (choice.loss, choice.output) == ("cross-entropy", "Softmax")
     assert choice.output_because == "'label' is made of it"
+    assert choice.class_names == ("7", "8", "9")
 
 
 def test_a_dictionary_of_probabilities_is_read_where_it_comes_from() -> None:
@@ -76,11 +77,35 @@ def test_a_dictionary_of_probabilities_is_read_where_it_comes_from() -> None:
     assert choice is not None
     assert (choice.output, choice.output_because) == ("Softmax", "'label', 'map' are made of it")
     assert imported(model, "map").loss_choice.output == "Softmax"
+    assert imported(model, "Softmax").loss_choice.class_names == ("7", "8", "9")
 
 
 def test_a_label_alone_is_trained_by_its_scores() -> None:
     model = with_outputs(dense_network((4,), 3), label_of("scores"), ["label"], **NAMES)
     assert imported(model).loss_choice.output == "scores"
+
+
+def test_the_name_of_the_largest_class_is_looked_up_in_a_table() -> None:
+    nodes = [
+        helper.make_node("ArgMax", ["scores"], ["place"], axis=1, keepdims=0),
+        helper.make_node("Gather", ["names", "place"], ["name"]),
+    ]
+    model = with_outputs(dense_network((4,), 3), nodes, ["name"], **NAMES)
+    assert imported(model).loss_choice.output == "scores"
+
+
+def test_probabilities_one_by_one_and_the_largest_of_them_are_made_of_all() -> None:
+    ends = {"starts": np.array([1]), "ends": np.array([2])}
+    nodes = [
+        *label_of("Softmax"),
+        helper.make_node("Slice", ["Softmax", "starts", "ends", "starts"], ["part"]),
+        helper.make_node("Flatten", ["part"], ["second"]),
+        helper.make_node("ReduceMax", ["Softmax"], ["best"], axes=[1]),
+    ]
+    outputs = ["label", "second", "best"]
+    model = with_outputs(dense_network((4,), 3, "Softmax"), nodes, outputs, **ends, **NAMES)
+    choice = imported(model).loss_choice
+    assert (choice.loss, choice.output) == ("cross-entropy", "Softmax")
 
 
 def test_the_probabilities_of_no_and_yes_are_one_answer() -> None:
