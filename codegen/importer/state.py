@@ -189,7 +189,11 @@ class ImportState:
     def _read_input(self, graph: onnx.GraphProto) -> str:
         inputs = [entry for entry in graph.input if entry.name not in self.constants]
         if len(inputs) != 1:
-            raise ModelError(f"the model has {len(inputs)} inputs; export a network with one input")
+            names = ", ".join(f"'{entry.name}'" for entry in inputs)
+            raise ModelError(
+                f"the model has {len(inputs)} inputs ({names}); export a network with one input, "
+                "its constants as initializers"
+            )
         entry = inputs[0]
         kind = entry.type.tensor_type.elem_type
         if kind not in _INPUT_TYPES:
