@@ -16,6 +16,8 @@ from codegen.importer.layers import (
     gemm,
     global_average_pool,
     global_max_pool,
+    linear_classifier,
+    linear_regressor,
     matmul,
     max_pool,
     pad,
@@ -56,11 +58,6 @@ REMEDIES = {
     "MatMulInteger": "quantize statically (quantize_static)",
     "DynamicQuantizeLinear": "quantize statically (quantize_static)",
     **dict.fromkeys(("LSTM", "GRU", "RNN"), "use convolutions over time"),
-    **dict.fromkeys(
-        ("ai.onnx.ml.LinearClassifier", "ai.onnx.ml.LinearRegressor"),
-        "export the model as a Gemm, or train a network of one hidden layer (MLPClassifier, "
-        "MLPRegressor)",
-    ),
     **dict.fromkeys(
         (
             "ai.onnx.ml.SVMClassifier",
@@ -339,6 +336,14 @@ _OWN: Mapping[str, Handler] = {
         "constant",
     ),
     "Shape": Handler(_shape, "a constant", renames=True),
+    "ai.onnx.ml.LinearClassifier": Handler(
+        linear_classifier,
+        "a fully connected layer, a logit for each class",
+        "other ends than NONE, LOGISTIC and SOFTMAX",
+    ),
+    "ai.onnx.ml.LinearRegressor": Handler(
+        linear_regressor, "a fully connected layer", "other ends than NONE"
+    ),
     "ai.onnx.ml.Scaler": Handler(
         scaler,
         "as BatchNormalization, of the features",

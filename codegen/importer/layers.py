@@ -230,6 +230,46 @@ def gemm(state: ImportState, node: Node) -> None:
     _linear(state, node, weight * gain, output_axis, bias, as_stored=gain == bias_gain == 1.0)
 
 
+def linear_classifier(state: ImportState, node: Node) -> None:
+    """scikit-learn's LinearClassifier: a matrix whose rows are classes, and their probabilities.
+
+    A yes or no by its logit z has the probabilities of two classes whose logits are -z/2 and z/2.
+    The probability of each class against all others is left out: the largest is the same.
+    """
+    intercepts = np.asarray(node.attributes.get("intercepts", (0.0,)), np.float64)
+    weight, bias = _rows(node, len(intercepts)), intercepts
+    after = node.attributes.get("post_transform", "NONE")
+    if after not in ("NONE", "LOGISTIC", "SOFTMAX"):
+        node.refuse(f"attribute post_transform = {after}; supported are NONE, LOGISTIC and SOFTMAX")
+    if len(bias) == 1:
+        weight, bias = np.concatenate([-weight, weight]), np.concatenate([-bias, bias])
+    if len(bias) == 2 and after == "LOGISTIC":
+        weight, bias, after = weight / 2, bias / 2, "SOFTMAX"
+    scores = dataclasses.replace(node, outputs=(node.outputs[1],))
+    _linear(state, scores, weight, 0, bias, as_stored=False)
+    if after == "SOFTMAX":
+        view = state.views[node.outputs[1]]
+        state.views[node.outputs[1]] = dataclasses.replace(view, after="Softmax")
+
+
+def linear_regressor(state: ImportState, node: Node) -> None:
+    """scikit-learn's LinearRegressor: a matrix whose rows are targets."""
+    if node.attributes.get("post_transform", "NONE") != "NONE":
+        node.refuse("attribute post_transform is only supported as NONE")
+    targets = int(node.attributes.get("targets", 1))
+    bias = np.asarray(node.attributes.get("intercepts", (0.0,) * targets), np.float64)
+    _linear(state, node, _rows(node, targets), 0, bias, as_stored=False)
+
+
+def _rows(node: Node, count: int) -> Array:
+    coefficients = np.asarray(node.attributes.get("coefficients", ()), np.float64)
+    if count == 0 or coefficients.size == 0 or coefficients.size % count:
+        node.refuse(
+            f"has {coefficients.size} coefficients for {count} rows; export the model again"
+        )
+    return coefficients.reshape(count, -1)
+
+
 def matmul(state: ImportState, node: Node) -> None:
     """MatMul of an activation with a constant matrix."""
     if node.input(0) in state.constants:

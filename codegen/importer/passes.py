@@ -289,7 +289,7 @@ def last_layer_to_head(draft: DraftGraph) -> None:
     if (height, width) != (1, 1) or last.groups != 1 or last.padding != Padding():
         raise ModelError(
             f"{ends}, which isn't fully connected: it makes {[outputs, height, width]}; a model "
-            f"{needed}"
+            f"{needed}: a picture, as of an autoencoder, is made by a Gemm with a Reshape behind it"
         )
     draft.ops[last.output] = FloatHead(
         last.name, last.input, last.output, last.weight.reshape(outputs, -1), last.bias

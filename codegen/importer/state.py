@@ -525,7 +525,7 @@ def _refused_inputs(names: Sequence[str]) -> str:
     reason = f"the model has {len(names)} inputs{', ' if names else ''}"
     reason += ", ".join(f"'{name}'" for name in names[:4]) + (" …" if len(names) > 4 else "")
     if not lost or len(lost) != len(names) - 1:
-        return f"{reason}; export a network with one input"
+        return f"{reason}; export a network with one input, its constants as initializers"
     return (
         f"{reason}; all but one are constants that Keras' export to ONNX has left out, as it does "
         "with a Normalization layer's: write a SavedModel with model.export('FOLDER') and convert "

@@ -513,9 +513,11 @@ def test_an_output_that_is_neither_classes_nor_the_input_is_refused() -> None:
         (None, "no such file"),
         (b"", "no ONNX opset"),
         (b"\xff\xff\xff not an onnx file", "not a readable ONNX file"),
+        (b"\x1c\0\0\0TFL3", r"TFLite model: convert it with python -m tf2onnx\.convert"),
+        (b"PK\x03\x04", "PyTorch or Keras: export it from there"),
         (DIGITS.read_bytes()[:50_000], "not a readable ONNX file|breaks the ONNX rules"),
     ],
-    ids=["missing", "empty", "garbage", "cut off"],
+    ids=["missing", "empty", "garbage", "TFLite", "an archive", "cut off"],
 )
 def test_a_damaged_file_gives_one_clear_error(
     tmp_path: Path, content: bytes | None, message: str
