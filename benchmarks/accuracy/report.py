@@ -37,14 +37,14 @@ steps, with float master weights. Both get the rate that gives the best test acc
 seed, of 4 that are 4 times apart. A run whose loss stays above that of guessing for three epochs
 counts as diverged and is ended there.
 
-`searched` is the plan that `tinyfleet plan` chooses for 256 KB of its own, from the training photos
-alone ([how](../howto/choose-a-plan.md#the-last-choice)): the one of the highest sum. With 148kb
-among the candidates it chooses 148kb, which ties and is smaller. Both choices were fixed before the
-test photos were looked at. `single-run` is what it chose before, when it trained each finalist once and
-took the lowest loss. `pointwise` is written by hand after what the search shows of contributions:
-all first pointwise layers of the last seven blocks, and 22 biases; with the link of today it takes
-3,688 bytes more than 256 KB. All of these fit with int8 states only. That 201 photos of 137
-photographers tell plans apart by less than two points is luck.
+`searched` is the plan that `tinyfleet plan` chooses for 256 KB of its own, from the training
+photos alone ([how](../howto/choose-a-plan.md#the-last-choice)): the one of the highest sum. With
+148kb among the candidates it chooses 148kb, which ties and is smaller. Both choices were fixed
+before the test photos were looked at. `single-run` is what it chose before, when it trained each
+finalist once and took the lowest loss. `pointwise` is written by hand after what the search shows
+of contributions: all first pointwise layers of the last seven blocks, and 22 biases; with the link
+of today it takes 3,688 bytes more than 256 KB. All of these fit with int8 states only. That 201
+photos of 137 photographers tell plans apart by less than two points is luck.
 
 Cells: mean ± standard deviation over seeds in percent, in brackets the number of seeds and how many
 of them diverged. Differences are of the same seeds, in points; wanted are at most 1.5 below float.
