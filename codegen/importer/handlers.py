@@ -16,11 +16,18 @@ from codegen.importer.layers import (
     gemm,
     global_average_pool,
     global_max_pool,
+    linear_classifier,
+    linear_regressor,
     matmul,
     max_pool,
     pad,
     reduce_max,
     reduce_mean,
+)
+from codegen.importer.normalization import (
+    group_normalization,
+    instance_normalization,
+    layer_normalization,
 )
 from codegen.importer.pairs import expand, tile
 from codegen.importer.quantized import cast_codes, dequantize_linear, quantize_linear
@@ -51,14 +58,6 @@ REMEDIES = {
     "MatMulInteger": "quantize statically (quantize_static)",
     "DynamicQuantizeLinear": "quantize statically (quantize_static)",
     **dict.fromkeys(("LSTM", "GRU", "RNN"), "use convolutions over time"),
-    "InstanceNormalization": "use BatchNormalization",
-    "LayerNormalization": "use BatchNormalization",
-    "GroupNormalization": "use BatchNormalization",
-    **dict.fromkeys(
-        ("ai.onnx.ml.LinearClassifier", "ai.onnx.ml.LinearRegressor"),
-        "export the model as a Gemm, or train a network of one hidden layer (MLPClassifier, "
-        "MLPRegressor)",
-    ),
     **dict.fromkeys(
         (
             "ai.onnx.ml.SVMClassifier",
@@ -69,6 +68,10 @@ REMEDIES = {
         "train a network in its place (MLPClassifier, MLPRegressor)",
     ),
     "ReduceSum": "use the mean (ReduceMean)",
+    **dict.fromkeys(
+        ("Sqrt", "Reciprocal"),
+        "it is known in a LayerNormalization only: export that in one node (opset 17 or later)",
+    ),
     "ArgMax": "end the network in the scores of its classes",
     **dict.fromkeys(
         CONTROL_FLOW,
@@ -254,7 +257,7 @@ _OWN: Mapping[str, Handler] = {
     "Gather": Handler(
         gather,
         "Gather of channels, rows or columns; nothing where it picks all there is",
-        "indices that aren't constant, or of two and more dimensions",
+        "indices that aren't constant",
         renames=True,
     ),
     "Gemm": Handler(
@@ -264,7 +267,23 @@ _OWN: Mapping[str, Handler] = {
     ),
     "GlobalAveragePool": Handler(global_average_pool, "GlobalAveragePool"),
     "GlobalMaxPool": Handler(global_max_pool, "MaxPool over the picture"),
+    "GroupNormalization": Handler(
+        group_normalization, "of one group: LayerNormalization of the whole picture", "more groups"
+    ),
     "Identity": Handler(ImportState.rename, "nothing", renames=True),
+    "InstanceNormalization": Handler(
+        instance_normalization,
+        "of one channel, as PyTorch writes a GroupNorm of one group: LayerNormalization of the "
+        "whole picture",
+        "more channels",
+    ),
+    "LayerNormalization": Handler(
+        layer_normalization,
+        "LayerNormalization, whose scale and bias aren't trained; also where means and roots "
+        "spell it",
+        "other groups than the channels of a pixel, of whole rows or of the whole picture, and "
+        "those of more than 16,384 elements; scales that aren't constant",
+    ),
     "LogSoftmax": Handler(_softmax, "the loss, at the end", "anywhere else than at the end"),
     "MatMul": Handler(
         matmul,
@@ -286,7 +305,7 @@ _OWN: Mapping[str, Handler] = {
     ),
     "Pad": Handler(
         pad,
-        "the padding of what follows",
+        "the padding of what follows; channels may be last",
         "other values than 0; dimensions but height and width; negative pads",
     ),
     "QuantizeLinear": Handler(
@@ -295,9 +314,16 @@ _OWN: Mapping[str, Handler] = {
         "scales per channel of an activation; other types than int8 and uint8",
         renames=True,
     ),
-    "ReduceMax": Handler(reduce_max, "MaxPool over rows, columns or both", "the channels"),
+    "ReduceMax": Handler(
+        reduce_max,
+        "MaxPool over rows, columns or both; of the channels: ChannelMax",
+        "a part of the channels; channels and rows or columns at once",
+    ),
     "ReduceMean": Handler(
-        reduce_mean, "GlobalAveragePool, or AveragePool over rows or columns", "the channels"
+        reduce_mean,
+        "GlobalAveragePool, or AveragePool over rows or columns; of the channels: a 1x1 "
+        "convolution, which a plan can train",
+        "a part of the channels; channels and rows or columns at once",
     ),
     "Reshape": Handler(
         _reshape, _FREE, "what neither merges whole dimensions nor splits them", renames=True
@@ -310,6 +336,14 @@ _OWN: Mapping[str, Handler] = {
         "constant",
     ),
     "Shape": Handler(_shape, "a constant", renames=True),
+    "ai.onnx.ml.LinearClassifier": Handler(
+        linear_classifier,
+        "a fully connected layer, a logit for each class",
+        "other ends than NONE, LOGISTIC and SOFTMAX",
+    ),
+    "ai.onnx.ml.LinearRegressor": Handler(
+        linear_regressor, "a fully connected layer", "other ends than NONE"
+    ),
     "ai.onnx.ml.Scaler": Handler(
         scaler,
         "as BatchNormalization, of the features",

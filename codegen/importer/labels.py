@@ -112,7 +112,12 @@ class Labels:
     @property
     def description(self) -> str:
         """Their type, range and shape."""
-        shape = list(self.values.shape)
+        shape, kind = list(self.values.shape), self.values.dtype
+        if kind.kind == "f" and np.array_equal(self.values, np.rint(self.values)):
+            return (
+                f"whole numbers of shape {shape}, but {kind} (of classes save integers: "
+                f"{LABELS}.astype(numpy.int64))"
+            )
         if not self.are_integers or self.values.size == 0:
-            return f"{self.values.dtype} of shape {shape}"
+            return f"{kind} of shape {shape}"
         return f"integers from {self.values.min()} to {self.values.max()} of shape {shape}"

@@ -25,6 +25,7 @@ from codegen.importer.state import (
     size_of,
 )
 from codegen.operators.average_pool import AveragePool
+from codegen.operators.channel_max import ChannelMax
 from codegen.operators.concat import Concat
 from codegen.operators.global_average_pool import GlobalAveragePool
 from codegen.operators.max_pool import MaxPool
@@ -52,10 +53,14 @@ def spatial_rank(node: Node, view: View) -> int:
 
 
 def _check_dilations(node: Node, kernel: tuple[int, int], rank: int) -> None:
-    pairs = zip(pair(node, "dilations", rank), kernel, strict=True)
+    pairs = list(zip(pair(node, "dilations", rank), kernel, strict=True))
     if any(dilation != 1 and size > 1 for dilation, size in pairs):
         value = list(node.attributes["dilations"])
-        node.refuse(f"attribute dilations = {value}; only 1 is supported, use a larger kernel")
+        extent = "x".join(str((n - 1) * d + 1) for d, n in pairs)
+        node.refuse(
+            f"attribute dilations = {value}; a pool sees all that is under its window: train it "
+            f"with a window of {extent} without dilations"
+        )
 
 
 def _padding(
@@ -225,6 +230,46 @@ def gemm(state: ImportState, node: Node) -> None:
     _linear(state, node, weight * gain, output_axis, bias, as_stored=gain == bias_gain == 1.0)
 
 
+def linear_classifier(state: ImportState, node: Node) -> None:
+    """scikit-learn's LinearClassifier: a matrix whose rows are classes, and their probabilities.
+
+    A yes or no by its logit z has the probabilities of two classes whose logits are -z/2 and z/2.
+    The probability of each class against all others is left out: the largest is the same.
+    """
+    intercepts = np.asarray(node.attributes.get("intercepts", (0.0,)), np.float64)
+    weight, bias = _rows(node, len(intercepts)), intercepts
+    after = node.attributes.get("post_transform", "NONE")
+    if after not in ("NONE", "LOGISTIC", "SOFTMAX"):
+        node.refuse(f"attribute post_transform = {after}; supported are NONE, LOGISTIC and SOFTMAX")
+    if len(bias) == 1:
+        weight, bias = np.concatenate([-weight, weight]), np.concatenate([-bias, bias])
+    if len(bias) == 2 and after == "LOGISTIC":
+        weight, bias, after = weight / 2, bias / 2, "SOFTMAX"
+    scores = dataclasses.replace(node, outputs=(node.outputs[1],))
+    _linear(state, scores, weight, 0, bias, as_stored=False)
+    if after == "SOFTMAX":
+        view = state.views[node.outputs[1]]
+        state.views[node.outputs[1]] = dataclasses.replace(view, after="Softmax")
+
+
+def linear_regressor(state: ImportState, node: Node) -> None:
+    """scikit-learn's LinearRegressor: a matrix whose rows are targets."""
+    if node.attributes.get("post_transform", "NONE") != "NONE":
+        node.refuse("attribute post_transform is only supported as NONE")
+    targets = int(node.attributes.get("targets", 1))
+    bias = np.asarray(node.attributes.get("intercepts", (0.0,) * targets), np.float64)
+    _linear(state, node, _rows(node, targets), 0, bias, as_stored=False)
+
+
+def _rows(node: Node, count: int) -> Array:
+    coefficients = np.asarray(node.attributes.get("coefficients", ()), np.float64)
+    if count == 0 or coefficients.size == 0 or coefficients.size % count:
+        node.refuse(
+            f"has {coefficients.size} coefficients for {count} rows; export the model again"
+        )
+    return coefficients.reshape(count, -1)
+
+
 def matmul(state: ImportState, node: Node) -> None:
     """MatMul of an activation with a constant matrix."""
     if node.input(0) in state.constants:
@@ -386,12 +431,12 @@ def global_max_pool(state: ImportState, node: Node) -> None:
 
 
 def reduce_mean(state: ImportState, node: Node) -> None:
-    """ReduceMean over height, width or both."""
+    """ReduceMean over height, width or both, or over the channels."""
     _reduce_axes(state, node, largest=False)
 
 
 def reduce_max(state: ImportState, node: Node) -> None:
-    """ReduceMax over height, width or both."""
+    """ReduceMax over height, width or both, or over the channels."""
     _reduce_axes(state, node, largest=True)
 
 
@@ -402,7 +447,7 @@ def _reduce_axes(state: ImportState, node: Node, largest: bool) -> None:
     else:
         axes = list(node.attributes.get("axes", ()))
     if not axes or any(not -rank <= axis < rank for axis in axes):
-        node.refuse(f"reduces axes {axes} of {rank}; only height and width can be reduced")
+        node.refuse(f"reduces axes {axes} of {rank}; the model is inconsistent, export it again")
     keep = bool(int(node.attributes.get("keepdims", 1)))
     _reduce(state, node, tuple(axis % rank for axis in axes), keep, largest)
 
@@ -419,16 +464,27 @@ def _reduce(
     partly = (gone & set(roles.height) and not over_height) or (
         gone & set(roles.width) and not over_width
     )
-    if gone - spatial or partly:
+    over_channels = bool(gone) and gone == set(roles.channels)
+    if (gone - spatial and not over_channels) or partly:
         node.refuse(
-            f"reduces dimensions {sorted(axes)} of {list(view.sizes)}; only height and width can "
-            "be reduced, not channels"
+            f"reduces dimensions {sorted(axes)} of {list(view.sizes)}; height, width or both can "
+            "be reduced, or the channels by themselves: reduce one after the other"
         )
     dims: list[Group] = [() if i in axes else group for i, group in enumerate(view.dims)]
     if not keep:
         dims = [group for i, group in enumerate(dims) if i not in axes]
     name = state.unique(node.name)
-    _, height, width = roles.shape
+    channels, height, width = roles.shape
+    if over_channels:
+        one = dataclasses.replace(roles, channels=())
+        weight = np.full((1, channels, 1, 1), 1 / channels)
+        chosen: ChannelMax | FloatConv = (
+            ChannelMax(name, view.tensor, name)
+            if largest
+            else FloatConv(name, view.tensor, name, weight, np.zeros(1))
+        )
+        state.append(node, chosen, one, tuple(dims))
+        return
     made = Roles(
         roles.channels, () if over_height else roles.height, () if over_width else roles.width
     )
@@ -498,9 +554,12 @@ def pad(state: ImportState, node: Node) -> None:
         return
     padded = {axis for axis, around in by_axis.items() if any(around)}
     view = state.padded_view(node)
-    last = 1 in padded and rank - 1 not in padded and rank in (3, 4)
+    last = (
+        rank in (3, 4) and rank - 1 not in padded and (1 in padded or view.tensor in state.shapes)
+    )
     if last:
-        last = view.dims == channels_last_dims(state.roles(node, view, channels_last=True), rank)
+        known = state.roles(node, view, channels_last=True)
+        last = view.dims == channels_last_dims(known, rank) != picture_dims(known, rank)
     if min(pads) < 0 or 0 in padded or (1 in padded and not last):
         node.refuse(
             f"pads = {pads}; only height and width can be padded, by 0 or more (to widen the "

@@ -34,6 +34,7 @@ from codegen.importer.handlers import (
     unsupported,
 )
 from codegen.importer.loss import Outputs, choose_loss
+from codegen.importer.normalization import find_normalizations
 from codegen.importer.outputs import Choice, choose_output
 from codegen.importer.passes import PASSES
 from codegen.importer.qoperator import to_qdq
@@ -84,7 +85,28 @@ def load_file(path: Path | str) -> onnx.ModelProto:
     except onnx.checker.ValidationError as error:
         raise _unreadable_data(path, error) from error
     except (DecodeError, OSError, ValueError) as error:
-        raise ModelError(f"{path}: not a readable ONNX file ({error}); export it again") from error
+        remedy = _remedy_of_kind(path) or "export it again"
+        raise ModelError(f"{path}: not a readable ONNX file ({error}); {remedy}") from error
+
+
+def _remedy_of_kind(path: Path) -> str:
+    """What makes an ONNX file of a model of another kind, '' where it is none that is known."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(8)
+    except OSError:
+        return ""
+    if head[4:] == b"TFL3":
+        return (
+            "it is a TFLite model: convert it with python -m tf2onnx.convert --opset 15 --tflite "
+            f"{path.name} --output MODEL.onnx"
+        )
+    if head.startswith((b"PK\x03\x04", b"\x89HDF")):
+        return (
+            "it looks like one of PyTorch or Keras: export it from there (torch.onnx.export, "
+            "tf2onnx, model.export with format='onnx')"
+        )
+    return ""
 
 
 def _unreadable_data(path: Path, error: Exception) -> ModelError:
@@ -129,6 +151,7 @@ def import_proto(
     try:
         state = ImportState(model.graph, name or model.graph.name or "model")
         to_qdq(state)
+        find_normalizations(state)
         chosen = choose_output(state.nodes, state.outputs, output, state.constants)
         draft, result = _run(state, chosen, opset)
     except _DAMAGE as error:

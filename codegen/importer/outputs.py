@@ -156,7 +156,7 @@ class _Trace:
                 largest = largest or node.operator in ("ArgMax", "TopK")
             elif node.operator in _LABELLING and at == node.outputs[0]:
                 scores = source = node.outputs[1]
-                decided = True
+                decided = largest = True
             elif node.operator in _RENAMES:
                 source = self._data_of(node)
             elif node.operator in _ENDS and not ends:

@@ -28,6 +28,7 @@ from codegen.importer.dilation import crop_to_padding, drop_returns, undilate
 from codegen.importer.draft import DraftGraph, remove_unused
 from codegen.importer.functions import fuse_products, merge_functions
 from codegen.importer.groups import split_groups
+from codegen.importer.normalization import fold_into_normalizations
 from codegen.importer.state import Affine, Array
 from codegen.operators import operator_of
 from codegen.operators.average_pool import AveragePool
@@ -288,7 +289,7 @@ def last_layer_to_head(draft: DraftGraph) -> None:
     if (height, width) != (1, 1) or last.groups != 1 or last.padding != Padding():
         raise ModelError(
             f"{ends}, which isn't fully connected: it makes {[outputs, height, width]}; a model "
-            f"{needed}"
+            f"{needed}: a picture, as of an autoencoder, is made by a Gemm with a Reshape behind it"
         )
     draft.ops[last.output] = FloatHead(
         last.name, last.input, last.output, last.weight.reshape(outputs, -1), last.bias
@@ -303,6 +304,7 @@ PASSES: tuple[Callable[[DraftGraph], None], ...] = (
     merge_functions,
     merge_affines,
     fold_affines,
+    fold_into_normalizations,
     affines_to_layers,
     raise_clamps_over_max_pools,
     fold_clamps,

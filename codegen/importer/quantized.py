@@ -70,6 +70,7 @@ ON_CODES: Mapping[str, bool] = {
             "ReduceMax",
             "Relu",
             "Reshape",
+            "Resize",
             "Slice",
             "Split",
             "Squeeze",

@@ -382,12 +382,15 @@ class ImportState:
         return dataclasses.replace(view, tensor=name, dims=dims)
 
     def roles(self, node: Node, view: View, *, channels_last: bool = False) -> Roles:
-        """The axes of the view's tensor; settles the input's as its dimensions stand."""
+        """The axes of the view's tensor; settles the input's as its dimensions stand, or with the
+        last one for the channels."""
         if view.tensor not in self._roles:
-            dims = view.dims[1:]
+            batch, dims = view.dims[0], view.dims[1:]
             if channels_last:
-                dims = (*dims[-1:], *dims[:-1])
-            if view.dims[0] != () or len(dims) > 3:
+                # tf2onnx makes one dimension of batch and time, of which one is 1.
+                dims = (*view.dims[-1:], *(() if batch == () else (batch,)), *dims[:-1])
+                batch = ()
+            if batch != () or len(dims) > 3:
                 node.refuse(f"works on the model's input in shape {list(view.sizes)}; needed is "
                             "(batch, channels, height, width)")  # fmt: skip
             self._settle_input(
@@ -522,7 +525,7 @@ def _refused_inputs(names: Sequence[str]) -> str:
     reason = f"the model has {len(names)} inputs{', ' if names else ''}"
     reason += ", ".join(f"'{name}'" for name in names[:4]) + (" …" if len(names) > 4 else "")
     if not lost or len(lost) != len(names) - 1:
-        return f"{reason}; export a network with one input"
+        return f"{reason}; export a network with one input, its constants as initializers"
     return (
         f"{reason}; all but one are constants that Keras' export to ONNX has left out, as it does "
         "with a Normalization layer's: write a SavedModel with model.export('FOLDER') and convert "

@@ -9,10 +9,12 @@ from codegen.graph.ir import Operation
 from codegen.operators.add import ADD
 from codegen.operators.average_pool import AVERAGE_POOL
 from codegen.operators.base import Operator
+from codegen.operators.channel_max import CHANNEL_MAX
 from codegen.operators.concat import CONCAT
 from codegen.operators.expand import EXPAND
 from codegen.operators.gather import GATHER
 from codegen.operators.global_average_pool import GLOBAL_AVERAGE_POOL
+from codegen.operators.layer_normalization import LAYER_NORMALIZATION
 from codegen.operators.lookup import LOOKUP
 from codegen.operators.max_pool import MAX_POOL
 from codegen.operators.product import PRODUCT
@@ -23,10 +25,12 @@ from codegen.operators.scaling import SCALING
 OPERATORS: tuple[Operator[Any, Any], ...] = (
     ADD,
     AVERAGE_POOL,
+    CHANNEL_MAX,
     CONCAT,
     EXPAND,
     GATHER,
     GLOBAL_AVERAGE_POOL,
+    LAYER_NORMALIZATION,
     LOOKUP,
     MAX_POOL,
     PRODUCT,

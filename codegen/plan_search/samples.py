@@ -162,6 +162,14 @@ def hold_out(samples: Samples, seed: int, share: float = HELD_OUT_SHARE) -> tupl
 
     Raises CalibrationError where that would be more than half of a class.
     """
+    rest, held = split(samples, seed, share)
+    return samples.take(rest), samples.take(held)
+
+
+def split(
+    samples: Samples, seed: int, share: float = HELD_OUT_SHARE
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The indices, ascending, of what ``hold_out`` gives to train on and to score on."""
     rng = np.random.default_rng([seed, len(samples)])
     sizes = np.bincount(samples.labels)
     room = np.minimum(np.round(share * sizes).astype(int), np.maximum(sizes - 1, 0))
@@ -189,5 +197,4 @@ def hold_out(samples: Samples, seed: int, share: float = HELD_OUT_SHARE) -> tupl
                     "be held out; give samples of more groups, or leave `group` out"
                 )
     held = np.array(sorted(scored), np.int64)
-    rest = np.setdiff1d(np.arange(len(samples)), held)
-    return samples.take(rest), samples.take(held)
+    return np.setdiff1d(np.arange(len(samples)), held), held

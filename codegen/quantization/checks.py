@@ -255,9 +255,9 @@ def check_samples(
     share = tensor.at_cap / int(tensor.histogram.counts.sum())
     if share > 0.5:
         raise CalibrationError(
-            f"the calibration set holds whole numbers from {low:g} to {high:g}, and {share:.0%} of "
-            f"what passes '{name}' is at its upper end {tensor.cap:g}: pixels that were "
-            "not scaled as in training; scale them (often x / 255, then minus mean, over standard "
-            "deviation)"
+            f"the calibration set holds whole numbers from {low:g} to {high:g}, and "
+            f"{100 * share:.0f} % of what passes '{name}' is at its upper end {tensor.cap:g}: "
+            "pixels that were not scaled as in training; scale them (often x / 255, then minus "
+            "mean, over standard deviation)"
         )
     return found

@@ -11,7 +11,7 @@ from codegen.firmware.flash_layout import Keep
 from codegen.graph.ir import Loss
 from codegen.quantization.model import QuantizationOptions
 from codegen.quantization.report import LayerError, QuantizationReport, load_report
-from fleet.cli._output import budget_table, console, flash_line, print_json, table
+from fleet.cli._output import budget_table, console, flash_line, percent, print_json, table
 from fleet.cli._progress import stage_bars
 from fleet.firmware import compile_firmware
 
@@ -149,7 +149,9 @@ def _show_quantization(report: QuantizationReport) -> None:
     told = "Own: from this layer alone, given the float model's tensors in int8. "
     told += f"{comparison.samples} samples"
     if comparison.top1_agreement is not None:
-        told += f", the same class as the float model for {comparison.top1_agreement:.1%} of them"
+        told += (
+            f", the same class as the float model for {percent(comparison.top1_agreement)} of them"
+        )
     screen.print(f"{told}.", soft_wrap=True)
 
 

@@ -17,7 +17,8 @@ USUAL = ["fire_dynamo", "inertial_script", "autoencoder_dynamo", "ds_cnn_flat_sc
          "autoencoder_upsampling_dynamo", "mobilenet_v3_script", "keras_pictures"]  # fmt: skip
 OTHERS = ["efficientnet_script", "shufflenet_v2_dynamo", "matchbox_script", "bc_resnet_dynamo",
           "ds_cnn_script", "resnet8_dynamo", "convmixer_script", "ghostnet_dynamo",
-          "mobileone_dynamo", "keras_signals", "sklearn_digits"]  # fmt: skip
+          "mobileone_dynamo", "convnext_dynamo", "sequence_script", "keras_signals",
+          "sklearn_digits"]  # fmt: skip
 QUANTIZED = ["mobilenet_v3_dynamo", "keras_pictures"]
 
 

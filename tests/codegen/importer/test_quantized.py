@@ -146,6 +146,15 @@ def test_what_copies_codes_and_is_coded_otherwise_than_its_input_is_requantized(
     assert [op.name for op in graph.ops if isinstance(op, Requantize)] == ["copy_recoded"]
 
 
+def test_codes_that_resize_repeats_keep_their_scale() -> None:
+    nodes = [*FIRST, RELU, *codes("r", "y", "positive")]
+    nodes[-1:] = [*resize("y q"), nodes[-1]]
+    nodes[-1].input[0] = "copied"
+    graph = assert_gives_onnxruntimes_outputs(network(nodes, "y", "positive"))
+    (copied,) = (op for op in graph.ops if op.name.startswith("copy"))
+    assert graph.tensors[copied.output].scale == np.float32(0.05)
+
+
 def test_zeros_around_a_tensor_are_coded_with_it() -> None:
     nodes = [
         helper.make_node("Constant", [], ["around"], value_ints=[0, 0, 1, 1, 0, 0, 1, 1]),

@@ -42,6 +42,9 @@ def prepared(make: Callable[[], nn.Module]) -> nn.Module:
             nn.init.uniform_(part.running_var, 0.4, 2.0)
             nn.init.uniform_(part.weight, 0.6, 1.4)
             nn.init.normal_(part.bias, std=0.3)
+        if isinstance(part, nn.LayerNorm):
+            nn.init.uniform_(part.weight, 0.6, 1.4)
+            nn.init.normal_(part.bias, std=0.3)
     return module.eval()
 
 

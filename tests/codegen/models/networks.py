@@ -14,9 +14,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from tests.codegen.models.convolution_networks import (
+    ConvNext,
     ConvolutionalAutoencoder,
     MatchboxNet,
     ResNext,
+    SequenceNetwork,
     ShuffleNet,
     TemporalNetwork,
 )
@@ -536,6 +538,8 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "convmixer": (ConvMixer, (3, 20, 20)),
     "ghostnet": (GhostNet, (3, 20, 20)),
     "mobileone": (MobileOne, (3, 20, 20)),
+    "convnext": (ConvNext, (3, 20, 20)),
+    "sequence": (SequenceNetwork, (20, 6)),
 }
 
 FULL_SIZE: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
