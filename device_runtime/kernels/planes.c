@@ -138,6 +138,8 @@ static void widen_both(const tf_slide *slide, const source *from, int16_t *table
         widen_overlapping(from, 3u, table, other);
     } else if (whole && from->count == 5u) {
         widen_overlapping(from, 5u, table, other);
+    } else if (whole && from->count == 7u) {
+        widen_overlapping(from, 7u, table, other);
     } else if (slide->overlapping) {
         widen_surrounded(from, slide->taps_row, table, other);
     } else {
