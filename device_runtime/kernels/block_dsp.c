@@ -6,7 +6,7 @@
  * offsets of fields of the copied block, then of what the prologue puts behind it. */
 #include "block.h"
 
-#if TF_DSP
+#if TF_DSP_BLOCKS
 
 TF_AT(tf_block_run, output, 12);
 TF_AT(tf_block_run, second, 20);
@@ -471,11 +471,10 @@ void tf_block_prepare(tf_block_run *run, tf_run_kind kind, uint32_t length) {
     run->second_any = address_of(tf_block_second_codes);
 }
 
-void tf_block_single(const tf_block_run *by, const int16_t *columns, uint32_t pixel,
-                     int32_t sums[2]) {
+void tf_block_single(const tf_block_run *by, const void *of, uint32_t pixel, int32_t sums[2]) {
     const int16_t *pair = by->pair, *end = by->pair_end;
     int32_t a = by->start[0], b = by->start[1];
-    columns += tf_column_index(0, pixel, 0);
+    const int16_t *columns = (const int16_t *)of + tf_column_index(0, pixel, 0);
     while (pair != end) {
         uint32_t low, high;
         __asm volatile("ldmia %[pair]!, {r4, r5, r6, r8}\n\t"

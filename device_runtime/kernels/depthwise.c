@@ -1,5 +1,6 @@
 /* Depthwise convolution, forward: two channels are gathered into planes, then each is made by
  * itself, row by row. */
+#include "depthwise_mve.h"
 #include "fixed_point.h"
 #include "planes.h"
 
@@ -360,6 +361,17 @@ void tf_depthwise_forward(const tf_convolution *layer, const tf_span *span, cons
     job.room = elements_of_table(layer);
     job.planes = job.tables + 2u * job.room;
     job.plane = (uint32_t)(job.high - job.low) * job.slide.line;
+#if TF_MVE
+    if (tf_depthwise_has_vectors(layer, input, output)) {
+        const tf_four_channels room = {job.low, job.high, job.slide.line, (int8_t *)job.tables,
+                                       (int8_t *)job.planes};
+        if (mask != NULL) {
+            set_bits(mask, (uint32_t)layer->out_height * layer->out_width * channels);
+        }
+        tf_depthwise_forward_in_vectors(layer, span, input, weights, bias, output, mask, &room);
+        return;
+    }
+#endif
     job.sums.row_bytes = (uint32_t)sizeof *job.sums.sums * layer->out_width;
     job.sums.line_bytes = (uint32_t)sizeof *job.planes * job.slide.line;
     clear_margins(&job);

@@ -14,6 +14,14 @@
 #define TF_DSP 0
 #endif
 
+/* Vectors of 16 bytes (Helium). A core that has them has DSP instructions as well. */
+#if defined(__ARM_FEATURE_MVE)
+#define TF_MVE 1
+#include <arm_mve.h>
+#else
+#define TF_MVE 0
+#endif
+
 static inline uint32_t tf_load32(const void *from) {
     uint32_t word;
     memcpy(&word, from, sizeof word);
