@@ -74,6 +74,7 @@ ON_CODES: Mapping[str, bool] = {
             "Slice",
             "Split",
             "Squeeze",
+            "Tile",
             "Transpose",
             "Unsqueeze",
         ),

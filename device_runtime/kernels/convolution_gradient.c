@@ -331,13 +331,14 @@ static __attribute__((noinline)) void put_trained(const job *job, const tf_weigh
     tf_backward_weight *to = pair + tf_pair_index(length, weights->channels[trained] - i, 0);
     uint32_t at = 0;
 #if TF_DSP_BLOCKS
-    for (; at + 4u <= 2u * job->pairs; at += 4u, from += 2u * row_bytes, to += 8) {
+    at = 2u * job->pairs & ~3u;
+    for (const int16_t *end = to + 2u * at; to != end; from += 2u * row_bytes, to += 8) {
         uint16_t rows01, rows23;
         memcpy(&rows01, from, sizeof rows01);
         memcpy(&rows23, from + row_bytes, sizeof rows23);
         const uint32_t rows = tf_pack_lower(rows01, rows23);
-        tf_store32(to, tf_even_plus(0, rows));
-        tf_store32(to + 4, tf_odd_plus(0, rows));
+        tf_store32(to, tf_even(rows));
+        tf_store32(to + 4, tf_odd(rows));
     }
     to -= 2u * at;
 #endif

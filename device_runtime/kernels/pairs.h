@@ -104,6 +104,17 @@ static inline uint32_t tf_odd_plus(uint32_t add, uint32_t word) {
     return odd;
 }
 
+/* The same without anything added. */
+static inline uint32_t tf_even(uint32_t word) {
+    return (uint32_t)__sxtb16((int8x4_t)word);
+}
+
+static inline uint32_t tf_odd(uint32_t word) {
+    uint32_t odd;
+    __asm("sxtb16 %0, %1, ror #8" : "=r"(odd) : "r"(word));
+    return odd;
+}
+
 /* -zero in both halves. */
 static inline uint32_t tf_minus(int32_t zero) {
     return tf_pack_lower((uint32_t)-zero, (uint32_t)-zero);
