@@ -35,6 +35,7 @@ from tests.codegen.random_graphs import (
     random_graph,
     random_plan,
     random_pooled_graph,
+    random_recurrent_graph,
     random_target_graph,
 )
 from tests.conftest import examples
@@ -84,7 +85,7 @@ def test_random_graphs_train_to_the_same_bits_as_the_interpreter(seed: int, tmp_
         assert_same_bits(Interpreter(program), engine, samples, steps=6)
 
 
-@pytest.mark.parametrize("make", [random_pooled_graph, random_gated_graph])
+@pytest.mark.parametrize("make", [random_pooled_graph, random_gated_graph, random_recurrent_graph])
 @given(seed=st.integers(0, 10_000))
 @examples(10, HealthCheck.function_scoped_fixture)
 def test_graphs_of_pools_and_branches_train_to_the_same_bits(

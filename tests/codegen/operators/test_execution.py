@@ -26,6 +26,7 @@ from tests.codegen.random_graphs import (
     random_gated_graph,
     random_graph,
     random_pooled_graph,
+    random_recurrent_graph,
 )
 from tests.conftest import examples
 
@@ -36,7 +37,13 @@ def quantized_file(seed: int) -> tuple[Graph, np.ndarray]:
     return graph, quantize_input(graph, np.moveaxis(x, 1, -1))
 
 
-MAKERS = [random_graph, random_pooled_graph, random_gated_graph, quantized_file]
+MAKERS = [
+    random_graph,
+    random_pooled_graph,
+    random_gated_graph,
+    random_recurrent_graph,
+    quantized_file,
+]
 
 
 @pytest.mark.parametrize("make", MAKERS)
