@@ -24,6 +24,7 @@ from codegen.importer.layers import (
 )
 from codegen.importer.pairs import expand, tile
 from codegen.importer.quantized import cast_codes, dequantize_linear, quantize_linear
+from codegen.importer.recurrent import gru, lstm
 from codegen.importer.scaling import (
     add,
     batch_normalization,
@@ -47,7 +48,7 @@ REMEDIES = {
     "ConvInteger": "quantize statically (quantize_static)",
     "MatMulInteger": "quantize statically (quantize_static)",
     "DynamicQuantizeLinear": "quantize statically (quantize_static)",
-    **dict.fromkeys(("LSTM", "GRU", "RNN"), "use convolutions over time"),
+    "RNN": "use GRU or LSTM, or convolutions over time",
     "InstanceNormalization": "use BatchNormalization",
     "LayerNormalization": "use BatchNormalization",
     "GroupNormalization": "use BatchNormalization",
@@ -188,6 +189,11 @@ _CONSTANTS = (
     "along rows or columns, Scaling"
 )
 
+_CELL_LIMITS = (
+    "states that come in from outside; other activations than sigmoid and tanh; clipped gates; "
+    "windows of several lengths; more than 512 units"
+)
+
 _OWN: Mapping[str, Handler] = {
     "Add": Handler(
         add,
@@ -229,6 +235,12 @@ _OWN: Mapping[str, Handler] = {
         "indices that aren't constant, or of two and more dimensions",
         renames=True,
     ),
+    "GRU": Handler(
+        gru,
+        "a 1x1 convolution that makes what the gates see of the input, and a cell whose recurrent "
+        "weights stay as they are; in both directions: Concat",
+        _CELL_LIMITS,
+    ),
     "Gemm": Handler(
         gemm,
         "a fully connected layer: a convolution as large as the picture",
@@ -237,6 +249,11 @@ _OWN: Mapping[str, Handler] = {
     "GlobalAveragePool": Handler(global_average_pool, "GlobalAveragePool"),
     "GlobalMaxPool": Handler(global_max_pool, "MaxPool over the picture"),
     "Identity": Handler(ImportState.rename, "nothing", renames=True),
+    "LSTM": Handler(
+        lstm,
+        "as GRU",
+        _CELL_LIMITS + "; its cell state; peepholes; coupled gates",
+    ),
     "LogSoftmax": Handler(_softmax, "the loss, at the end", "anywhere else than at the end"),
     "MatMul": Handler(
         matmul,

@@ -29,6 +29,7 @@ from codegen.importer.dilation import crop_to_padding, drop_returns, undilate
 from codegen.importer.draft import DraftGraph, remove_unused
 from codegen.importer.functions import fuse_products, merge_functions
 from codegen.importer.groups import split_groups
+from codegen.importer.recurrent import choose_before_concat, keep_last_states
 from codegen.importer.state import Affine, Array
 from codegen.operators import operator_of
 from codegen.operators.average_pool import AveragePool
@@ -322,7 +323,9 @@ def check_stored_weights(draft: DraftGraph) -> None:
 _LARGEST_STORED = 128  # -128 becomes -127, which a note tells
 
 PASSES: tuple[Callable[[DraftGraph], None], ...] = (
+    choose_before_concat,
     remove_unused,
+    keep_last_states,
     crop_to_padding,
     fuse_products,
     merge_functions,

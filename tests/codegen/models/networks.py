@@ -20,6 +20,7 @@ from tests.codegen.models.convolution_networks import (
     ShuffleNet,
     TemporalNetwork,
 )
+from tests.codegen.models.recurrent_networks import BothDirections, GruKeywords, StackedLstm
 
 
 def conv_bn(
@@ -532,6 +533,9 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "shufflenet": (ShuffleNet, (3, 16, 16)),
     "resnext": (ResNext, (3, 12, 12)),
     "autoencoder_upsampling": (ConvolutionalAutoencoder, (1, 8, 8)),
+    "gru_keywords": (GruKeywords, (1, 25, 10)),
+    "stacked_lstm": (StackedLstm, (16, 6)),
+    "both_directions": (BothDirections, (12, 5)),
 }
 
 FULL_SIZE: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
