@@ -62,7 +62,8 @@ REMEDIES = {
     **dict.fromkeys(
         ("If", "Loop", "Scan"),
         "export without control flow (fix all sizes but the batch, name the dimensions that "
-        "squeeze removes)",
+        "squeeze removes; tf2onnx makes a Loop of Keras' GRU and one operator of its LSTM: use "
+        "that, or PyTorch's GRU)",
     ),
 }  # fmt: skip
 

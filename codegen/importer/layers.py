@@ -418,7 +418,7 @@ def concat(state: ImportState, node: Node) -> None:
         others = [group for i, group in enumerate(view.dims) if i != axis]
         spatial = [group for group in others if group != ()]
         wanted = [group for group in (role.height, role.width) if group != ()]
-        if view.dims[axis] != role.channels or spatial != wanted or others[0] != ():
+        if view.dims[axis] != role.channels or spatial != wanted:
             node.refuse(
                 f"attribute axis = {axis} on shapes {shapes}; only channels can be concatenated "
                 "(for flattened pictures: concatenate first, then flatten)"

@@ -35,17 +35,38 @@ static void pair_up(const int16_t *vector, uint32_t units, int16_t *paired) {
     }
 }
 
-static uint32_t products_of_quads(const int8_t *weights, uint32_t units, const int16_t *paired,
-                                  int32_t *sum) {
-    int32_t total = 0;
+/* Of two rows; returns how many values of each are in the sums. */
+static uint32_t products_of_quads(const int8_t *first, const int8_t *second, uint32_t units,
+                                  const int16_t *paired, int32_t *sums) {
+    int32_t a = 0, b = 0;
     uint32_t i = 0;
     for (; i + 4u <= units; i += 4u) {
-        const uint32_t four = tf_load32(weights + i);
-        total = __smlad((int16x2_t)tf_even_plus(0, four), (int16x2_t)tf_load32(paired + i), total);
-        total =
-            __smlad((int16x2_t)tf_odd_plus(0, four), (int16x2_t)tf_load32(paired + i + 2u), total);
+        const uint32_t even = tf_load32(paired + i), odd = tf_load32(paired + i + 2u);
+        const uint32_t four = tf_load32(first + i), others = tf_load32(second + i);
+        a = __smlad((int16x2_t)tf_even_plus(0, four), (int16x2_t)even, a);
+        b = __smlad((int16x2_t)tf_even_plus(0, others), (int16x2_t)even, b);
+        a = __smlad((int16x2_t)tf_odd_plus(0, four), (int16x2_t)odd, a);
+        b = __smlad((int16x2_t)tf_odd_plus(0, others), (int16x2_t)odd, b);
     }
-    *sum = total;
+    sums[0] = a;
+    sums[1] = b;
+    return i;
+}
+
+/* sums += two rows times a term each, the halves of `terms`; returns how many are done. */
+static uint32_t add_quads(const int8_t *first, const int8_t *second, uint32_t units, uint32_t terms,
+                          int32_t *sums) {
+    uint32_t i = 0;
+    for (; i + 4u <= units; i += 4u) {
+        const uint32_t four = tf_load32(first + i), others = tf_load32(second + i);
+        const uint32_t even = tf_even_plus(0, four), even_others = tf_even_plus(0, others);
+        const uint32_t odd = tf_odd_plus(0, four), odd_others = tf_odd_plus(0, others);
+        const int16x2_t by = (int16x2_t)terms;
+        sums[i] = __smlad((int16x2_t)tf_pack_lower(even, even_others), by, sums[i]);
+        sums[i + 1u] = __smlad((int16x2_t)tf_pack_lower(odd, odd_others), by, sums[i + 1u]);
+        sums[i + 2u] = __smlad((int16x2_t)tf_pack_upper(even, even_others), by, sums[i + 2u]);
+        sums[i + 3u] = __smlad((int16x2_t)tf_pack_upper(odd, odd_others), by, sums[i + 3u]);
+    }
     return i;
 }
 
@@ -58,16 +79,19 @@ void tf_recurrent_products(const int8_t *weights, uint32_t rows, uint32_t units,
 #else
     (void)paired;
 #endif
-    for (uint32_t row = 0; row < rows; row++, weights += units) {
-        int32_t sum = 0;
+    for (uint32_t row = 0; row < rows; row += 2u, weights += 2u * units) {
+        const uint32_t both = row + 1u < rows ? 2u : 1u;
+        const int8_t *second = weights + (both - 1u) * units;
+        int32_t pair[2] = {0, 0};
         uint32_t i = 0;
 #if TF_DSP
-        i = products_of_quads(weights, units, paired, &sum);
+        i = products_of_quads(weights, second, units, paired, pair);
 #endif
         for (; i < units; i++) {
-            sum += weights[i] * vector[i];
+            pair[0] += weights[i] * vector[i];
+            pair[1] += second[i] * vector[i];
         }
-        sums[row] = sum;
+        memcpy(sums + row, pair, both * sizeof *sums);
     }
 }
 
@@ -118,13 +142,21 @@ void tf_recurrent_back(const tf_recurrence *layer, uint32_t first, uint32_t rows
     const int32_t room = layer->row_headroom;
     const int8_t *weights = layer->recurrent + first * units;
     memset(sums, 0, units * sizeof *sums);
-    for (uint32_t row = 0; row < rows; row++, weights += units) {
-        const int32_t term = tf_round_shift32(codes[row] * layer->rows[first + row], 15 + room);
-        if (term == 0) {
-            continue;
+    for (uint32_t row = 0; row < rows; row += 2u, weights += 2u * units) {
+        const uint32_t both = row + 1u < rows ? 2u : 1u;
+        const int8_t *second = weights + (both - 1u) * units;
+        int32_t terms[2] = {0, 0};
+        for (uint32_t i = 0; i < both; i++) {
+            const int32_t product = codes[row + i] * layer->rows[first + row + i];
+            terms[i] = tf_round_shift32(product, 15 + room);
         }
-        for (uint32_t i = 0; i < units; i++) {
-            sums[i] += weights[i] * term;
+        uint32_t i = 0;
+#if TF_DSP
+        i = add_quads(weights, second, units, tf_pack_lower((uint32_t)terms[0], (uint32_t)terms[1]),
+                      sums);
+#endif
+        for (; i < units; i++) {
+            sums[i] += weights[i] * terms[0] + second[i] * terms[1];
         }
     }
     const int32_t shift = -(layer->row_exponent + room + exponent);

@@ -17,7 +17,7 @@ from codegen.operators.execution import evaluate
 from codegen.operators.recurrence import FloatRecurrence
 from codegen.quantization.quantize import quantize, quantize_input
 from codegen.quantization.report import simulate
-from tests.codegen.exported import exported
+from tests.codegen.exported import MODELS, exported
 from tests.codegen.onnxruntime_oracle import outputs
 
 FEATURES, CLASSES = 6, 5
@@ -223,3 +223,10 @@ def test_batches_before_steps_are_refused_with_a_remedy_that_works() -> None:
     with pytest.raises(ModelError, match=r"node 'cell' \(GRU\): its input has shape .*transpose"):
         import_proto(model)
     assert_as_onnxruntime(recurrent_model("GRU"))
+
+
+def test_a_loop_that_tf2onnx_makes_of_a_gru_is_refused_and_its_lstm_is_taken() -> None:
+    with pytest.raises(ModelError, match=r"\(Loop\): .*tf2onnx makes .*one operator of its LSTM"):
+        import_proto(onnx.load(MODELS / "keras_gru.onnx"))
+    graph = assert_as_onnxruntime(onnx.load(MODELS / "keras_lstm.onnx"))
+    assert sum(isinstance(op, FloatRecurrence) for op in graph.ops) == 3

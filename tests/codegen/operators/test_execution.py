@@ -26,7 +26,6 @@ from tests.codegen.random_graphs import (
     random_gated_graph,
     random_graph,
     random_pooled_graph,
-    random_recurrent_graph,
 )
 from tests.conftest import examples
 
@@ -37,13 +36,7 @@ def quantized_file(seed: int) -> tuple[Graph, np.ndarray]:
     return graph, quantize_input(graph, np.moveaxis(x, 1, -1))
 
 
-MAKERS = [
-    random_graph,
-    random_pooled_graph,
-    random_gated_graph,
-    random_recurrent_graph,
-    quantized_file,
-]
+MAKERS = [random_graph, random_pooled_graph, random_gated_graph, quantized_file]
 
 
 @pytest.mark.parametrize("make", MAKERS)
