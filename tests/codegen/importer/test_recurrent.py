@@ -134,6 +134,14 @@ def test_every_direction_and_output_is_that_of_onnxruntime(
     assert all(cell.last == (read == "Y_h") for cell in cells)
 
 
+def test_the_first_state_of_a_window_read_backwards_is_the_last_that_is_made() -> None:
+    model = recurrent_model("LSTM", direction="reverse", read="first")
+    model.graph.initializer.append(numpy_helper.from_array(np.array(0), "zero"))
+    model.graph.node.insert(2, helper.make_node("Gather", ["Y", "zero"], ["first"], axis=0))
+    cells = [op for op in assert_as_onnxruntime(model).ops if isinstance(op, FloatRecurrence)]
+    assert [cell.last for cell in cells] == [True]
+
+
 @pytest.mark.parametrize("operator", ["GRU", "LSTM"])
 @pytest.mark.parametrize("sizes", [{"steps": 1}, {"units": 1}, {"bias": False}])
 def test_small_cells_and_those_without_bias_are_taken(operator: str, sizes: dict[str, Any]) -> None:
