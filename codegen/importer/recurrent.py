@@ -84,8 +84,9 @@ def _recurrent(state: ImportState, node: Node, cell: Any) -> None:
         steps = made.sizes[0]
         last.append(state.take(node, made, 0, [steps - 1]))
         every.append(state.take(node, made, 0, range(steps)[::-1]) if reverse else made)
-    state.views[node.outputs[0]] = _joined(state, node, every)
-    if len(node.outputs) > 1:
+    if node.outputs[0]:
+        state.views[node.outputs[0]] = _joined(state, node, every)
+    if len(node.outputs) > 1 and node.outputs[1]:
         whole = _joined(state, node, last)
         state.views[node.outputs[1]] = dataclasses.replace(whole, dims=whole.dims[1:])
 

@@ -1,6 +1,6 @@
 """Writes the recurrent networks of Keras in this folder; needs TensorFlow and tf2onnx.
 
-    pip install keras tensorflow tf2onnx && python tests/codegen/models/make_keras_models.py
+    pip install keras tensorflow tf2onnx && python tests/codegen/models/make_keras_recurrent.py
 
 Written with Keras 3.15.1, TensorFlow 2.21.0 and tf2onnx 1.17.0. Weights are random (seeded).
 """
