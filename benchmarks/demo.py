@@ -5,6 +5,7 @@
 With a result.json it prints that run instead of making one.
 """
 
+import argparse
 import json
 import subprocess
 import sys
@@ -36,9 +37,10 @@ def report(result: dict[str, Any]) -> None:
 
 
 def main() -> int:
-    if len(sys.argv) > 1:
-        path = Path(sys.argv[1])
-    else:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("result", metavar="RESULT.json", type=Path, nargs="?")
+    path = parser.parse_args().result
+    if path is None:
         subprocess.run([sys.executable, "-m", "fleet.cli", "demo", "--out", str(OUT)], check=True)
         path = OUT / "result.json"
     report(json.loads(path.read_text()))

@@ -5,6 +5,7 @@ the interpreter's integer gradients are then those of the image, and are compare
 independent float64 backpropagation. Prints the worst cosine of every trained tensor.
 """
 
+import argparse
 import sys
 from pathlib import Path
 
@@ -27,6 +28,7 @@ WANTED = 0.999
 
 
 def main() -> int:
+    argparse.ArgumentParser(description=__doc__).parse_args()
     calibration = load_calibration(DIGITS / "calibration.npz")
     graph = quantize(import_model(DIGITS / "digits.onnx"), calibration)
     samples = quantize_input(graph, np.moveaxis(calibration, 1, -1))

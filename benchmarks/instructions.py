@@ -10,6 +10,7 @@ least squares of relative errors, none of them negative. Prints the rates to be 
 
 from __future__ import annotations
 
+import argparse
 import sys
 import tempfile
 from collections import defaultdict
@@ -37,6 +38,7 @@ from codegen.operators.functions import X
 from codegen.operators.gather import Gather
 from codegen.operators.global_average_pool import GlobalAveragePool
 from codegen.operators.gru import FloatGru
+from codegen.operators.layer_normalization import FloatLayerNormalization
 from codegen.operators.lookup import Lookup
 from codegen.operators.lstm import FloatLstm
 from codegen.operators.max_pool import MaxPool
@@ -119,7 +121,7 @@ def mixed(size: int, loss: Loss) -> Graph:
 
 
 def gated(size: int) -> Graph:
-    """Gates, chosen and moved pixels, what is repeated, constants by channel and by row.
+    """Gates, chosen, moved, repeated and normalized pixels, constants by channel and by row.
 
     Its input has three channels of ``size`` by ``size``, which is even.
     """
@@ -136,7 +138,9 @@ def gated(size: int) -> Graph:
         conv("early", "shuffled", (16, 16, 3, 3)),
         FloatScaling("bent", "early", "bent", draw.normal(1, 0.3, by_row),
                      draw.normal(0, 0.3, by_row), draw.normal(0, 0.3, by_row)),
-        Gather("half", "bent", "half", "height", tuple(range(0, size, 2))),
+        FloatLayerNormalization("normed", "bent", "normed", draw.normal(1, 0.3, 16),
+                                draw.normal(0, 0.3, 16), 1e-5),
+        Gather("half", "normed", "half", "height", tuple(range(0, size, 2))),
         conv("narrow", "half", (16, 16, 1, 1)),
         Rearrange("tall", "narrow", "tall", *by_axis((rows // 2).tolist(), columns.tolist())),
         GlobalAveragePool("squeezed", "tall", "squeezed"),
@@ -262,6 +266,7 @@ def fitted(cases: list[tuple[Program, list[int]]]) -> dict[str, Rates]:
 
 
 def main() -> int:
+    argparse.ArgumentParser(description=__doc__).parse_args()
     require_model()
     cases, rows, screen = [], [], console()
     for program in programs():

@@ -8,6 +8,7 @@ compared with the shared fixtures, which PyTorch made from the network's own tra
 
 from __future__ import annotations
 
+import argparse
 import sys
 from dataclasses import dataclass
 
@@ -117,6 +118,7 @@ def step_figures() -> list[Figure]:
 
 
 def main() -> int:
+    argparse.ArgumentParser(description=__doc__).parse_args()
     require_model()
     figures = [*gradient_figures(0), *gradient_figures(1), *step_figures()]
     titles = ["of", "what", "wanted", "measured", ""]

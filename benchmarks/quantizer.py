@@ -6,6 +6,7 @@ photos of flowers, where a linear classifier trained on the float network's feat
 int8 network's. Ranges come from a calibration set, all figures from other samples.
 """
 
+import argparse
 import dataclasses
 import math
 import sys
@@ -188,6 +189,7 @@ def show_mcunet() -> None:
 
 
 def main() -> int:
+    argparse.ArgumentParser(description=__doc__).parse_args()
     show_digits()
     if (SHARED / "models").is_dir():
         show_mcunet()

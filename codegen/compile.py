@@ -65,6 +65,7 @@ from codegen.graph.floats import LossChoice
 from codegen.graph.ir import Graph, Loss, sample_bytes
 from codegen.host_kernels import host_engine_sources
 from codegen.host_toolchain import HostToolchain, Progress, Source, host_toolchain
+from codegen.importer.labels import Labels
 from codegen.importer.loss import check_known
 from codegen.importer.model import import_model
 from codegen.program import blob
@@ -81,6 +82,7 @@ from codegen.program.plans import (
     runs_of,
 )
 from codegen.program.steps import Program
+from codegen.quantization.calibration import uncoded
 from codegen.quantization.model import DEFAULT_OPTIONS, QuantizationOptions, quantize_model
 from codegen.quantization.report import QuantizationReport
 from device_runtime import firmware_sources, include_directories
@@ -137,7 +139,8 @@ def compile_model(
     What any of them trains, also one that is left out, or a plan of ``publish``, is published: the
     rest is frozen. ``publish`` are plans that other boards of a campaign have and this one hasn't.
     ``calibration`` is an .npz of typical inputs, ``quantization`` says what is done with it; both
-    are for float models only. A quantization report that is asked for is a file of the bundle.
+    are for float models only, but that labels `y` beside the inputs tell any model's loss. A
+    quantization report that is asked for is a file of the bundle.
     ``progress`` is called with the stage's name, steps done, and steps in all.
     ``sample_log_bytes`` is the least size of the sample log in flash; None takes room for a few
     dozen samples where the flash has it. ``samples`` says which of them stay when it is full.
@@ -161,7 +164,9 @@ def compile_model(
     float_graph = import_model(path, loss, calibration, output)
     tell("importing", 1, 1)
     tell("quantizing", 0, 1)
-    quantized = quantize_model(float_graph, calibration, quantization)
+    labelled = Labels.read(calibration) is not None
+    told_by_labels = labelled and not uncoded(float_graph)  # which need nothing of the samples
+    quantized = quantize_model(float_graph, None if told_by_labels else calibration, quantization)
     if not guess and float_graph.loss_choice is not None:
         check_known(float_graph.loss_choice)
     graph = quantized.graph

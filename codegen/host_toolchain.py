@@ -35,8 +35,11 @@ CACHED_LIBRARIES_AT_MOST = 20
 
 _WARNINGS = ("-Wall", "-Wextra", "-Werror")
 _COMMON = ("-std=c99", "-ffp-contract=off", "-ffunction-sections", "-fdata-sections", "-g0")
+_OWN = "TF_"  # what no header of a system or of others' code asks for
 _INCLUDE = re.compile(rb'^[ \t]*#[ \t]*include[ \t]*[<"]([^">]+)[">]', re.MULTILINE)
-_FIRST_ERROR = re.compile(r"error: |undefined (reference|symbol)|will not fit|overflowed")
+_FIRST_ERROR = re.compile(
+    r"error: |cannot find|undefined (reference|symbol)|will not fit|overflowed"
+)
 
 
 @dataclass(frozen=True)
@@ -107,15 +110,14 @@ class Compiler:
         for source in units:
             if not source.path.is_file():
                 raise ToolchainError(f"source file {source.path} is missing; reinstall tinyfleet")
-        definitions = [f"-D{name}={value}" for name, value in sorted(defines.items())]
-        base = (*_COMMON, *flags, *definitions)
+        base = (*_COMMON, *flags)
         cache = cache_folder() / "objects"
         counting = Lock()
         done = 0
 
         def compile_one(source: Source) -> Object:
             nonlocal done
-            made = self._compile_one(source, include_dirs, base, cache)
+            made = self._compile_one(source, include_dirs, defines, base, cache)
             with counting:
                 done += 1
                 if progress is not None:
@@ -128,14 +130,19 @@ class Compiler:
         return objects
 
     def _compile_one(
-        self, source: Source, include_dirs: Sequence[Path], base: tuple[str, ...], cache: Path
+        self,
+        source: Source,
+        include_dirs: Sequence[Path],
+        defines: Defines,
+        base: tuple[str, ...],
+        cache: Path,
     ) -> Object:
         options = [*base, source.optimize, *source.flags]
         options += _WARNINGS if source.warnings else ("-w",)
-        key = _key([self.kind, *self.command, self.version, *options], [source.path], include_dirs)
+        words = [self.kind, *self.command, self.version, *options]
+        key = _key(words, [source.path], include_dirs, defines)
         target = cache / key[:2] / f"{key}.o"
-        if target.is_file():
-            os.utime(target)
+        if _use(target):
             return Object(target, cached=True)
         target.parent.mkdir(parents=True, exist_ok=True)
         # Compiled under a name of its own and renamed, so that two builds at once, or a killed
@@ -143,7 +150,8 @@ class Compiler:
         with tempfile.TemporaryDirectory(dir=target.parent) as folder:
             made = Path(folder) / "unit.o"
             includes = [f"-I{item}" for item in include_dirs]
-            command = [*self.command, *options, *includes]
+            definitions = [f"-D{name}={value}" for name, value in sorted(defines.items())]
+            command = [*self.command, *options, *definitions, *includes]
             command += ["-c", str(source.path), "-o", str(made)]
             finished = self._run(command)
             if finished.returncode != 0:
@@ -210,9 +218,7 @@ class HostToolchain(Compiler):
         """
         key = _key([self.kind, *self.command, self.version], sources, include_dirs)
         kept = cache_folder() / "libraries" / f"{key}.so"
-        if kept.is_file():
-            os.utime(kept)
-        else:
+        if not _use(kept):
             kept.parent.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(dir=kept.parent) as folder:
                 made = Path(folder) / "library.so"
@@ -279,17 +285,29 @@ def _first_error(finished: subprocess.CompletedProcess[str]) -> str:
     return lines[0].strip() if lines else f"exit code {finished.returncode}, no message"
 
 
-def _key(words: Sequence[str], sources: Sequence[Path], include_dirs: Sequence[Path]) -> str:
-    """Hash of the command's words, and of sources with every header that they may include."""
+def _key(
+    words: Sequence[str],
+    sources: Sequence[Path],
+    include_dirs: Sequence[Path],
+    defines: Defines | None = None,
+) -> str:
+    """Hash of the command's words, and of sources with every header that they may include.
+
+    Of our own definitions those count that one of these files names, so that boards of one core
+    share all objects but those of their ports.
+    """
     digest = hashlib.sha256()
     for word in words:
         digest.update(word.encode() + b"\0")
     for source in sources:
         digest.update(source.name.encode() + b"\0")
     waiting, seen = [*sources], {source.resolve() for source in sources}
+    unnamed = dict(defines or {})
+    named = {name: unnamed.pop(name) for name in [*unnamed] if not name.startswith(_OWN)}
     while waiting:
         current = waiting.pop()
         content = current.read_bytes()
+        named |= {name: unnamed.pop(name) for name in [*unnamed] if name.encode() in content}
         digest.update(hashlib.sha256(content).digest())
         for name in _INCLUDE.findall(content):
             for folder in [current.parent, *include_dirs]:
@@ -299,7 +317,18 @@ def _key(words: Sequence[str], sources: Sequence[Path], include_dirs: Sequence[P
                         seen.add(header.resolve())
                         waiting.append(header)
                     break
+    for name, value in sorted(named.items()):
+        digest.update(f"{name}={value}".encode() + b"\0")
     return digest.hexdigest()
+
+
+def _use(kept: Path) -> bool:
+    """Whether the file is there; it counts as used now, before anything else is done with it."""
+    try:
+        os.utime(kept)
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def _prune(cache: Path, pattern: str, most: int) -> None:
@@ -311,4 +340,6 @@ def _prune(cache: Path, pattern: str, most: int) -> None:
     if len(used) <= most:
         return
     for item in sorted(used, key=used.__getitem__)[: len(used) - most // 2]:
-        item.unlink(missing_ok=True)
+        with contextlib.suppress(FileNotFoundError):
+            if item.stat().st_mtime == used[item]:  # else another build links it by now
+                item.unlink()

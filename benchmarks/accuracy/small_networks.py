@@ -184,7 +184,9 @@ def pretrained(
         present = np.unique(people)
         held = np.isin(people, present[-(len(present) // 6) :])
         accuracy = fit(network, x[~held], y[~held], x[held], y[held])
-        print(f"{name}: pretrained, {accuracy:.1%} on {held.sum()} samples of people held out")
+        print(
+            f"{name}: pretrained, {100 * accuracy:.1f} % on {held.sum()} samples of people held out"
+        )
         example = torch.from_numpy(x[:1])
         torch.onnx.export(network.eval(), (example,), str(path), dynamo=False, opset_version=17)
     return import_model(path)

@@ -164,7 +164,7 @@ def _one(case: _Case, rate: float, results: Results, key: dict[str, Any]) -> Non
     diverged = " diverged" if run.diverged else ""
     print(
         f"{key['plan']:8} {key['method']:11} seed {key['seed']} {key['who']}: "
-        f"{run.start:.1%} to {run.end:.1%}{diverged}, loss {run.loss[-1]:.4f}, "
+        f"{100 * run.start:.1f} to {100 * run.end:.1f} %{diverged}, loss {run.loss[-1]:.4f}, "
         f"rate {rate:g}, {seconds:.0f} s",
         flush=True,
     )
@@ -182,7 +182,7 @@ def _searched(case: _Case, key: str, results: Results) -> float:
             rate = case.schedule.rate * SEARCHED**power
             run = case.train(rate, 0)
             tried[f"{rate:g}"] = run.end
-            print(f"{key}: rate {rate:g} gives {run.end:.1%}", flush=True)
+            print(f"{key}: rate {rate:g} gives {100 * run.end:.1f} %", flush=True)
         rates[key] = tried
         results.write()
     return float(max(rates[key], key=lambda rate: rates[key][rate]))

@@ -18,6 +18,7 @@ from codegen.quantization.quantize import quantize
 MODELS = "models"
 PUBLISHED = ("49kb", "74kb", "99kb", "124kb", "148kb")
 """Plans of MCUNet's authors."""
+SEARCHED = ("searched", "single-run")
 FOUND = Path(__file__).with_name("flowers96_plans.json")
 """What `tinyfleet plan` found for 256 KB with the training photos (docs/results/accuracy.md)."""
 
@@ -53,7 +54,7 @@ def _mcunet_plans(graph: Graph) -> dict[str, PlanSpec]:
         "head": PlanSpec(name="head"),
         "bias": PlanSpec(name="bias", biases=LastLayers(last=22)),
         **{name: load_plan(f"{file}#{name}") for name in PUBLISHED},
-        "searched": load_plan(f"{FOUND}#best"),
+        **{name: load_plan(f"{FOUND}#{name}") for name in SEARCHED},
         "pointwise": PlanSpec(
             name="pointwise",
             biases=LastLayers(last=22),

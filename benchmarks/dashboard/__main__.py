@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import base64
 import json
-import multiprocessing
 import statistics
 import sys
 import tempfile
@@ -30,18 +29,15 @@ from urllib.parse import quote
 
 import httpx
 import numpy as np
-import uvicorn
 
 from benchmarks.dashboard import in_browser
+from benchmarks.dashboard.service import service
 from benchmarks.gateway.site import Usage
 from benchmarks.registry import BOARDS, devices, heard
 from fleet.campaign import CampaignConfig, RoundMachine, RoundPlan, schedule
 from fleet.campaign.planning import Assignment
 from fleet.cli._output import console, table
 from fleet.coordinator.progress import progress_of
-from fleet.dashboard import mount
-from fleet.ports import free_port
-from fleet.service.api import make_app
 from fleet.service.operations import Actor, Operations
 from fleet.service.schema import BundleToImport
 from fleet.store import (
@@ -67,34 +63,6 @@ SITES = 50
 AUDIT_ENTRIES = 100_000
 DRIVER, MODEL = "driver", "bench"
 FILTER = 'labels.room == "north" && battery_percent >= 30'
-
-
-def run_service(url: str, port: int) -> None:
-    store = SqlStore(url)
-    app = make_app(Operations(store, "bench"), version="0", requests_per_minute=1_000_000)
-    mount(app)
-    uvicorn.run(app, port=port, log_level="error", access_log=False)
-
-
-@contextmanager
-def service(url: str) -> Iterator[tuple[str, int]]:
-    """A service in another process: its address and its process id."""
-    port = free_port()
-    process = multiprocessing.get_context("spawn").Process(target=run_service, args=(url, port))
-    process.start()
-    address = f"http://127.0.0.1:{port}"
-    try:
-        for _ in range(600):
-            try:
-                httpx.get(f"{address}/healthz")
-                break
-            except httpx.HTTPError:
-                time.sleep(0.1)
-        assert process.pid is not None
-        yield address, process.pid
-    finally:
-        process.terminate()
-        process.join()
 
 
 def tokens(store: SqlStore, count: int) -> list[str]:
@@ -370,7 +338,7 @@ def main() -> int:
     )
     console().print(
         f"Slowest median: {slowest:,.0f} ms (wanted: at most {WANTED_MILLISECONDS}); "
-        f"watchers may take {WANTED_SHARE:.0%} of a core."
+        f"watchers may take {100 * WANTED_SHARE:.0f} % of a core."
     )
     return 0
 

@@ -47,7 +47,6 @@ SAMPLE_PREFIX, LINK_PREFIX = "tf_sample_", "tf_link_"
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Count = Annotated[int, Field(ge=0)]
 
-
 _Parsed = TypeVar("_Parsed", bound=BaseModel)
 
 
@@ -298,6 +297,7 @@ class LossInfo(_Strict):
     guessed: bool
     output: str = ""
     output_because: str = ""
+    class_names: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, choice: LossChoice) -> LossInfo:

@@ -157,7 +157,8 @@ class LossChoice:
 
     ``target_scale`` is the real value of one step of the targets, where the loss has any.
     ``output`` is the file's name for what is trained, ``output_because`` why it is that one, where
-    there were others.
+    there were others. ``class_names`` are what the file calls its classes, where these aren't their
+    numbers: of no and yes for a binary loss.
     """
 
     loss: Loss
@@ -166,6 +167,7 @@ class LossChoice:
     target_scale: float | None = None
     output: str = ""
     output_because: str = ""
+    class_names: tuple[str, ...] = ()
 
 
 def loss_of(head: Head) -> LossChoice:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from onnx import TensorProto, numpy_helper
@@ -16,11 +16,18 @@ from codegen.importer.layers import (
     gemm,
     global_average_pool,
     global_max_pool,
+    linear_classifier,
+    linear_regressor,
     matmul,
     max_pool,
     pad,
     reduce_max,
     reduce_mean,
+)
+from codegen.importer.normalization import (
+    group_normalization,
+    instance_normalization,
+    layer_normalization,
 )
 from codegen.importer.pairs import expand, tile
 from codegen.importer.quantized import cast_codes, dequantize_linear, quantize_linear
@@ -30,6 +37,7 @@ from codegen.importer.scaling import (
     batch_normalization,
     div,
     mul,
+    neg,
     p_relu,
     scaler,
     sub,
@@ -44,23 +52,30 @@ from codegen.importer.upsampling import conv_transpose, resize
 from codegen.operators import OPERATORS
 from codegen.operators.base import Handler
 
+CONTROL_FLOW = ("If", "Loop", "Scan")
+
 REMEDIES = {
     "ConvInteger": "quantize statically (quantize_static)",
     "MatMulInteger": "quantize statically (quantize_static)",
     "DynamicQuantizeLinear": "quantize statically (quantize_static)",
     "RNN": "use GRU or LSTM, or convolutions over time",
-    "InstanceNormalization": "use BatchNormalization",
-    "LayerNormalization": "use BatchNormalization",
-    "GroupNormalization": "use BatchNormalization",
     **dict.fromkeys(
-        ("ai.onnx.ml.LinearClassifier", "ai.onnx.ml.LinearRegressor"),
-        "export the model as a Gemm, or train a network of one hidden layer (MLPClassifier, "
-        "MLPRegressor)",
+        (
+            "ai.onnx.ml.SVMClassifier",
+            "ai.onnx.ml.SVMRegressor",
+            "ai.onnx.ml.TreeEnsembleClassifier",
+            "ai.onnx.ml.TreeEnsembleRegressor",
+        ),
+        "train a network in its place (MLPClassifier, MLPRegressor)",
     ),
     "ReduceSum": "use the mean (ReduceMean)",
+    **dict.fromkeys(
+        ("Sqrt", "Reciprocal"),
+        "it is known in a LayerNormalization only: export that in one node (opset 17 or later)",
+    ),
     "ArgMax": "end the network in the scores of its classes",
     **dict.fromkeys(
-        ("If", "Loop", "Scan"),
+        CONTROL_FLOW,
         "export without control flow (fix all sizes but the batch, name the dimensions that "
         "squeeze removes; tf2onnx makes a Loop of Keras' GRU and one operator of its LSTM: use "
         "that, or PyTorch's GRU)",
@@ -70,7 +85,13 @@ REMEDIES = {
 
 def unsupported(operator: str) -> str:
     """What to say of an operator that has no handler."""
-    remedy = REMEDIES.get(operator, "change the model to use only these")
+    remedy = "change the model to use only these"
+    if operator.startswith("com.microsoft."):
+        remedy = (
+            "it is onnxruntime's own, written by its optimizer or quantizer: give the model as it "
+            "was before, or quantized statically (quantize_static)"
+        )
+    remedy = REMEDIES.get(operator, remedy)
     return f"operator not supported; {remedy}. Supported: {', '.join(SUPPORTED_OPERATORS)}"
 
 
@@ -97,6 +118,18 @@ def _flatten(state: ImportState, node: Node) -> None:
 
 def _reshape(state: ImportState, node: Node) -> None:
     sizes = state.padded_view(node).sizes
+    wanted = _reshaped(state, node, sizes)
+    if [size for size in wanted if size != 1] != [size for size in sizes if size != 1]:
+        # More than dimensions of size 1 changes: the zeros around are part of it.
+        sizes = state.view(node).sizes
+        wanted = _reshaped(state, node, sizes)
+    if min(wanted, default=1) < 1 or math.prod(wanted) != math.prod(sizes):
+        node.refuse(f"makes {wanted} of {list(sizes)}; the model is inconsistent, export it again")
+    state.reshape(node, wanted)
+
+
+def _reshaped(state: ImportState, node: Node, sizes: Sequence[int]) -> list[int]:
+    """What the node's shape makes of ``sizes``."""
     wanted = [int(size) for size in state.constant(node, 1, "shape").reshape(-1)]
     if not int(node.attributes.get("allowzero", 0)):
         wanted = [
@@ -105,9 +138,7 @@ def _reshape(state: ImportState, node: Node) -> None:
     if -1 in wanted:
         known = math.prod(size for size in wanted if size != -1)
         wanted[wanted.index(-1)] = math.prod(sizes) // max(known, 1)
-    if min(wanted, default=1) < 1 or math.prod(wanted) != math.prod(sizes):
-        node.refuse(f"makes {wanted} of {list(sizes)}; the model is inconsistent, export it again")
-    state.reshape(node, wanted)
+    return wanted
 
 
 def _axes(state: ImportState, node: Node, rank: int) -> list[int]:
@@ -136,7 +167,7 @@ def _unsqueeze(state: ImportState, node: Node) -> None:
 
 
 def _transpose(state: ImportState, node: Node) -> None:
-    view = state.view(node)
+    view = state.padded_view(node)
     rank = len(view.dims)
     order = list(node.attributes.get("perm", range(rank - 1, -1, -1)))
     if sorted(order) != list(range(rank)):
@@ -233,7 +264,7 @@ _OWN: Mapping[str, Handler] = {
     "Gather": Handler(
         gather,
         "Gather of channels, rows or columns; nothing where it picks all there is",
-        "indices that aren't constant, or of two and more dimensions",
+        "indices that aren't constant",
         renames=True,
     ),
     "GRU": Handler(
@@ -249,7 +280,23 @@ _OWN: Mapping[str, Handler] = {
     ),
     "GlobalAveragePool": Handler(global_average_pool, "GlobalAveragePool"),
     "GlobalMaxPool": Handler(global_max_pool, "MaxPool over the picture"),
+    "GroupNormalization": Handler(
+        group_normalization, "of one group: LayerNormalization of the whole picture", "more groups"
+    ),
     "Identity": Handler(ImportState.rename, "nothing", renames=True),
+    "InstanceNormalization": Handler(
+        instance_normalization,
+        "of one channel, as PyTorch writes a GroupNorm of one group: LayerNormalization of the "
+        "whole picture",
+        "more channels",
+    ),
+    "LayerNormalization": Handler(
+        layer_normalization,
+        "LayerNormalization, whose scale and bias aren't trained; also where means and roots "
+        "spell it",
+        "other groups than the channels of a pixel, of whole rows or of the whole picture, and "
+        "those of more than 16,384 elements; scales that aren't constant",
+    ),
     "LSTM": Handler(
         lstm,
         "as GRU",
@@ -270,12 +317,13 @@ _OWN: Mapping[str, Handler] = {
         "by code; of two tensors: Product, of which one may have size 1 along any axis",
         "products of a part of the channels only (groups of them)",
     ),
+    "Neg": Handler(neg, "as Mul by -1"),
     "PRelu": Handler(
         p_relu, "with one slope a table by code, as LeakyRelu; else Scaling with two gains"
     ),
     "Pad": Handler(
         pad,
-        "the padding of what follows",
+        "the padding of what follows; channels may be last",
         "other values than 0; dimensions but height and width; negative pads",
     ),
     "QuantizeLinear": Handler(
@@ -284,9 +332,16 @@ _OWN: Mapping[str, Handler] = {
         "scales per channel of an activation; other types than int8 and uint8",
         renames=True,
     ),
-    "ReduceMax": Handler(reduce_max, "MaxPool over rows, columns or both", "the channels"),
+    "ReduceMax": Handler(
+        reduce_max,
+        "MaxPool over rows, columns or both; of the channels: ChannelMax",
+        "a part of the channels; channels and rows or columns at once",
+    ),
     "ReduceMean": Handler(
-        reduce_mean, "GlobalAveragePool, or AveragePool over rows or columns", "the channels"
+        reduce_mean,
+        "GlobalAveragePool, or AveragePool over rows or columns; of the channels: a 1x1 "
+        "convolution, which a plan can train",
+        "a part of the channels; channels and rows or columns at once",
     ),
     "Reshape": Handler(
         _reshape, _FREE, "what neither merges whole dimensions nor splits them", renames=True
@@ -299,6 +354,14 @@ _OWN: Mapping[str, Handler] = {
         "constant",
     ),
     "Shape": Handler(_shape, "a constant", renames=True),
+    "ai.onnx.ml.LinearClassifier": Handler(
+        linear_classifier,
+        "a fully connected layer, a logit for each class",
+        "other ends than NONE, LOGISTIC and SOFTMAX",
+    ),
+    "ai.onnx.ml.LinearRegressor": Handler(
+        linear_regressor, "a fully connected layer", "other ends than NONE"
+    ),
     "ai.onnx.ml.Scaler": Handler(
         scaler,
         "as BatchNormalization, of the features",

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from codegen.errors import CalibrationError
 from codegen.quantization.calibration_set import open_npz
 
 LABELS = "y"
@@ -23,13 +24,22 @@ class Labels:
 
     @classmethod
     def read(cls, samples: Path | str | None) -> Labels | None:
-        """None where there is no archive, or no labels in it."""
+        """None where there is no archive, or no labels in it.
+
+        Raises CalibrationError for one that can't be read, or has a label too few or too many.
+        """
         if samples is None:
             return None
         with open_npz(samples, "give the samples as an .npz file") as archive:
             if LABELS not in archive.files:
                 return None
-            return cls(archive[LABELS], archive["x"] if "x" in archive.files else None)
+            labels, x = archive[LABELS], archive["x"] if "x" in archive.files else None
+        if x is not None and labels.shape[:1] != x.shape[:1]:
+            raise CalibrationError(
+                f"{samples}: labels '{LABELS}' of shape {list(labels.shape)} for samples of shape "
+                f"{list(x.shape)}; give one label a sample, in their order"
+            )
+        return cls(labels, x)
 
     @property
     def are_integers(self) -> bool:
@@ -102,7 +112,12 @@ class Labels:
     @property
     def description(self) -> str:
         """Their type, range and shape."""
-        shape = list(self.values.shape)
+        shape, kind = list(self.values.shape), self.values.dtype
+        if kind.kind == "f" and np.array_equal(self.values, np.rint(self.values)):
+            return (
+                f"whole numbers of shape {shape}, but {kind} (of classes save integers: "
+                f"{LABELS}.astype(numpy.int64))"
+            )
         if not self.are_integers or self.values.size == 0:
-            return f"{self.values.dtype} of shape {shape}"
+            return f"{kind} of shape {shape}"
         return f"integers from {self.values.min()} to {self.values.max()} of shape {shape}"

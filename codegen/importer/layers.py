@@ -20,10 +20,12 @@ from codegen.importer.state import (
     Roles,
     View,
     axes_of,
+    channels_last_dims,
     picture_dims,
     size_of,
 )
 from codegen.operators.average_pool import AveragePool
+from codegen.operators.channel_max import ChannelMax
 from codegen.operators.concat import Concat
 from codegen.operators.global_average_pool import GlobalAveragePool
 from codegen.operators.max_pool import MaxPool
@@ -51,10 +53,14 @@ def spatial_rank(node: Node, view: View) -> int:
 
 
 def _check_dilations(node: Node, kernel: tuple[int, int], rank: int) -> None:
-    pairs = zip(pair(node, "dilations", rank), kernel, strict=True)
+    pairs = list(zip(pair(node, "dilations", rank), kernel, strict=True))
     if any(dilation != 1 and size > 1 for dilation, size in pairs):
         value = list(node.attributes["dilations"])
-        node.refuse(f"attribute dilations = {value}; only 1 is supported, use a larger kernel")
+        extent = "x".join(str((n - 1) * d + 1) for d, n in pairs)
+        node.refuse(
+            f"attribute dilations = {value}; a pool sees all that is under its window: train it "
+            f"with a window of {extent} without dilations"
+        )
 
 
 def _padding(
@@ -94,6 +100,7 @@ def sum_of(a: Padding, b: Padding) -> Padding:
 
 def conv(state: ImportState, node: Node) -> None:
     """Conv of one or two spatial dimensions, full or depthwise."""
+    node, phases = _joined(state, node)
     view, roles = state.picture(node, padded=True)
     rank = spatial_rank(node, view)
     weight = state.constant(node, 1, "weight")
@@ -119,7 +126,7 @@ def conv(state: ImportState, node: Node) -> None:
     stride = pair(node, "strides", rank)
     around = view.padding
     size = (shape[1] + around.top + around.bottom, shape[2] + around.left + around.right)
-    dilation = dilation_of(node, kernel, rank)
+    dilation = dilation_of(node, kernel, rank, phases)
     name = state.unique(node.name)
     op = DilatedConv(
         name=name,
@@ -132,29 +139,71 @@ def conv(state: ImportState, node: Node) -> None:
         stored=stored_integers(state, node, view.tensor, 0, lambda codes: codes.reshape(four)),
         dilation=dilation,
     )
-    padding = sum_of(_padding(node, size, op.extent, stride, rank), around)
-    append_conv(state, node, dataclasses.replace(op, padding=padding), shape, rank)
+    own = _padding(node, size, op.extent, stride, rank)
+    rows, columns = (size_of(each) for each in phases)
+    own = Padding(own.top * rows, own.left * columns, own.bottom * rows, own.right * columns)
+    padded = dataclasses.replace(op, padding=sum_of(own, around))
+    append_conv(state, node, padded, shape, rank, phases)
 
 
-def dilation_of(node: Node, kernel: tuple[int, int], rank: int) -> tuple[int, int]:
-    """Attribute dilations, 1 where a kernel has a single tap."""
-    pairs = zip(pair(node, "dilations", rank), kernel, strict=True)
-    height, width = (dilation if size > 1 else 1 for dilation, size in pairs)
+def _joined(state: ImportState, node: Node) -> tuple[Node, tuple[Group, Group]]:
+    """The node reading its picture as a whole, and the phases (rows, columns) that it saw as batch.
+
+    TensorFlow writes a dilated convolution as one of every d-th pixel: these lie side by side as
+    samples of a batch (SpaceToBatch), and are put together behind it (BatchToSpace).
+    """
+    view = state.padded_view(node)
+    batch, rank = view.dims[0], len(view.dims)
+    explicit = node.attributes.get("auto_pad", "NOTSET") in ("NOTSET", "VALID")
+    if batch == () or rank not in (3, 4) or view.tensor not in state.shapes or not explicit:
+        return node, ((), ())
+    if pair(node, "strides", rank) != (1, 1):
+        return node, ((), ())
+    roles, columns = state.roles_of(view.tensor), view.dims[-1]
+    rows = view.dims[2] if rank == 4 else ()
+    for cut in range(len(batch) + 1):
+        phases = batch[:cut], batch[cut:]
+        if (roles.height, roles.width) == ((*rows, *phases[0]), (*columns, *phases[1])):
+            whole = dataclasses.replace(roles, channels=view.dims[1])
+            name = f"{node.input(0)}@joined"
+            state.views[name] = dataclasses.replace(view, dims=picture_dims(whole, rank))
+            return dataclasses.replace(node, inputs=(name, *node.inputs[1:])), phases
+    return node, ((), ())
+
+
+def dilation_of(
+    node: Node, kernel: tuple[int, int], rank: int, phases: tuple[Group, Group] = ((), ())
+) -> tuple[int, int]:
+    """Attribute dilations, for a picture of ``phases`` in pixels of the whole; 1 where a kernel has
+    a single tap."""
+    steps = zip(pair(node, "dilations", rank), phases, kernel, strict=True)
+    height, width = (step * size_of(group) if size > 1 else 1 for step, group, size in steps)
     return height, width
 
 
 def append_conv(
-    state: ImportState, node: Node, op: DilatedConv, shape: ChannelsFirst, rank: int
+    state: ImportState,
+    node: Node,
+    op: DilatedConv,
+    shape: ChannelsFirst,
+    rank: int,
+    phases: tuple[Group, Group] = ((), ()),
 ) -> None:
-    """Adds ``op`` on a picture of ``shape`` as the maker of the node's output."""
+    """Adds ``op`` on a picture of ``shape`` as the maker of the node's output, which the node sees
+    in ``phases`` (rows, columns) if its input was."""
     size = window_output_shape(op.extent, op.stride, op.padding, shape[1:])
     if min(size) < 1:
         node.refuse(
             f"its {op.extent[0]}x{op.extent[1]} kernel is larger than the padded input "
             f"{list(shape)}; use a larger input or fewer strides"
         )
-    made = Roles(*(axes_of(length) for length in (len(op.bias), *size)))
-    state.append(node, op, made, picture_dims(made, rank))
+    seen = Roles(
+        axes_of(len(op.bias)),
+        *(axes_of(length // size_of(group)) for length, group in zip(size, phases, strict=True)),
+    )
+    made = Roles(seen.channels, (*seen.height, *phases[0]), (*seen.width, *phases[1]))
+    _, *dims = picture_dims(seen, rank)
+    state.append(node, op, made, ((*phases[0], *phases[1]), *dims))
 
 
 # Matrices: convolutions whose kernel covers the picture, or 1x1 along the last dimension.
@@ -181,10 +230,55 @@ def gemm(state: ImportState, node: Node) -> None:
     _linear(state, node, weight * gain, output_axis, bias, as_stored=gain == bias_gain == 1.0)
 
 
+def linear_classifier(state: ImportState, node: Node) -> None:
+    """scikit-learn's LinearClassifier: a matrix whose rows are classes, and their probabilities.
+
+    A yes or no by its logit z has the probabilities of two classes whose logits are -z/2 and z/2.
+    The probability of each class against all others is left out: the largest is the same.
+    """
+    intercepts = np.asarray(node.attributes.get("intercepts", (0.0,)), np.float64)
+    weight, bias = _rows(node, len(intercepts)), intercepts
+    after = node.attributes.get("post_transform", "NONE")
+    if after not in ("NONE", "LOGISTIC", "SOFTMAX"):
+        node.refuse(f"attribute post_transform = {after}; supported are NONE, LOGISTIC and SOFTMAX")
+    if len(bias) == 1:
+        weight, bias = np.concatenate([-weight, weight]), np.concatenate([-bias, bias])
+    if len(bias) == 2 and after == "LOGISTIC":
+        weight, bias, after = weight / 2, bias / 2, "SOFTMAX"
+    scores = dataclasses.replace(node, outputs=(node.outputs[1],))
+    _linear(state, scores, weight, 0, bias, as_stored=False)
+    if after == "SOFTMAX":
+        view = state.views[node.outputs[1]]
+        state.views[node.outputs[1]] = dataclasses.replace(view, after="Softmax")
+
+
+def linear_regressor(state: ImportState, node: Node) -> None:
+    """scikit-learn's LinearRegressor: a matrix whose rows are targets."""
+    if node.attributes.get("post_transform", "NONE") != "NONE":
+        node.refuse("attribute post_transform is only supported as NONE")
+    targets = int(node.attributes.get("targets", 1))
+    bias = np.asarray(node.attributes.get("intercepts", (0.0,) * targets), np.float64)
+    _linear(state, node, _rows(node, targets), 0, bias, as_stored=False)
+
+
+def _rows(node: Node, count: int) -> Array:
+    coefficients = np.asarray(node.attributes.get("coefficients", ()), np.float64)
+    if count == 0 or coefficients.size == 0 or coefficients.size % count:
+        node.refuse(
+            f"has {coefficients.size} coefficients for {count} rows; export the model again"
+        )
+    return coefficients.reshape(count, -1)
+
+
 def matmul(state: ImportState, node: Node) -> None:
     """MatMul of an activation with a constant matrix."""
     if node.input(0) in state.constants:
         node.refuse("multiplies a constant by an activation; write the activation first")
+    if node.input(1) in state.views:
+        node.refuse(
+            "multiplies two activations, as attention does; of products only those with constant "
+            "matrices are supported: use convolutions (over time) in its place"
+        )
     weight = state.constant(node, 1, "weight")
     if weight.ndim != 2:
         node.refuse(f"its weight has {weight.ndim} dimensions; a matrix is needed")
@@ -324,9 +418,10 @@ def _append_pool(
 
 
 def global_average_pool(state: ImportState, node: Node) -> None:
-    """GlobalAveragePool over all but batch and channels."""
-    view = state.view(node)
-    _reduce(state, node, tuple(range(2, len(view.dims))), keep=True, largest=False)
+    """GlobalAveragePool over all but batch and channels, which lie last where the node says so."""
+    rank = len(state.view(node).dims)
+    first = 1 if int(node.attributes.get("channels_last", 0)) else 2
+    _reduce(state, node, tuple(range(first, rank + first - 2)), keep=True, largest=False)
 
 
 def global_max_pool(state: ImportState, node: Node) -> None:
@@ -336,12 +431,12 @@ def global_max_pool(state: ImportState, node: Node) -> None:
 
 
 def reduce_mean(state: ImportState, node: Node) -> None:
-    """ReduceMean over height, width or both."""
+    """ReduceMean over height, width or both, or over the channels."""
     _reduce_axes(state, node, largest=False)
 
 
 def reduce_max(state: ImportState, node: Node) -> None:
-    """ReduceMax over height, width or both."""
+    """ReduceMax over height, width or both, or over the channels."""
     _reduce_axes(state, node, largest=True)
 
 
@@ -352,7 +447,7 @@ def _reduce_axes(state: ImportState, node: Node, largest: bool) -> None:
     else:
         axes = list(node.attributes.get("axes", ()))
     if not axes or any(not -rank <= axis < rank for axis in axes):
-        node.refuse(f"reduces axes {axes} of {rank}; only height and width can be reduced")
+        node.refuse(f"reduces axes {axes} of {rank}; the model is inconsistent, export it again")
     keep = bool(int(node.attributes.get("keepdims", 1)))
     _reduce(state, node, tuple(axis % rank for axis in axes), keep, largest)
 
@@ -369,16 +464,27 @@ def _reduce(
     partly = (gone & set(roles.height) and not over_height) or (
         gone & set(roles.width) and not over_width
     )
-    if gone - spatial or partly:
+    over_channels = bool(gone) and gone == set(roles.channels)
+    if (gone - spatial and not over_channels) or partly:
         node.refuse(
-            f"reduces dimensions {sorted(axes)} of {list(view.sizes)}; only height and width can "
-            "be reduced, not channels"
+            f"reduces dimensions {sorted(axes)} of {list(view.sizes)}; height, width or both can "
+            "be reduced, or the channels by themselves: reduce one after the other"
         )
     dims: list[Group] = [() if i in axes else group for i, group in enumerate(view.dims)]
     if not keep:
         dims = [group for i, group in enumerate(dims) if i not in axes]
     name = state.unique(node.name)
-    _, height, width = roles.shape
+    channels, height, width = roles.shape
+    if over_channels:
+        one = dataclasses.replace(roles, channels=())
+        weight = np.full((1, channels, 1, 1), 1 / channels)
+        chosen: ChannelMax | FloatConv = (
+            ChannelMax(name, view.tensor, name)
+            if largest
+            else FloatConv(name, view.tensor, name, weight, np.zeros(1))
+        )
+        state.append(node, chosen, one, tuple(dims))
+        return
     made = Roles(
         roles.channels, () if over_height else roles.height, () if over_width else roles.width
     )
@@ -452,7 +558,7 @@ def _stack(state: ImportState, node: Node, views: list[View], roles: Roles, axis
 
 
 def pad(state: ImportState, node: Node) -> None:
-    """Pad with zeros around height and width."""
+    """Pad with zeros around height and width, which stand before channels where these are last."""
     mode = node.attributes.get("mode", "constant")
     value = float(state.constant(node, 2, "value").reshape(-1)[0]) if node.input(2) else 0.0
     value = state.real_value(node, value)
@@ -470,13 +576,23 @@ def pad(state: ImportState, node: Node) -> None:
     if not any(pads):
         state.rename(node)
         return
-    if min(pads) < 0 or any(any(by_axis.get(axis, (0, 0))) for axis in (0, 1)):
+    padded = {axis for axis, around in by_axis.items() if any(around)}
+    view = state.padded_view(node)
+    last = (
+        rank in (3, 4) and rank - 1 not in padded and (1 in padded or view.tensor in state.shapes)
+    )
+    if last:
+        known = state.roles(node, view, channels_last=True)
+        last = view.dims == channels_last_dims(known, rank) != picture_dims(known, rank)
+    if min(pads) < 0 or 0 in padded or (1 in padded and not last):
         node.refuse(
             f"pads = {pads}; only height and width can be padded, by 0 or more (to widen the "
             "channels of a shortcut, use a 1x1 Conv)"
         )
-    view, _ = state.picture(node, padded=True)
-    top, bottom = by_axis.get(2, (0, 0)) if rank == 4 else (0, 0)
-    left, right = by_axis.get(rank - 1, (0, 0))
+    if not last:
+        view, _ = state.picture(node, padded=True)
+    rows, columns = (rank - 3, rank - 2) if last else (rank - 2, rank - 1)
+    top, bottom = by_axis.get(rows, (0, 0)) if rank == 4 else (0, 0)
+    left, right = by_axis.get(columns, (0, 0))
     more = sum_of(Padding(top, left, bottom, right), view.padding)
     state.views[node.outputs[0]] = dataclasses.replace(view, padding=more)

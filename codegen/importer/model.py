@@ -25,10 +25,16 @@ from onnx.reference import ReferenceEvaluator
 
 from codegen.errors import ModelError
 from codegen.graph.floats import FloatGraph, FloatHead, LossChoice
-from codegen.graph.ir import Loss
+from codegen.graph.ir import Loss, label_count
 from codegen.importer.draft import DraftGraph
-from codegen.importer.handlers import HANDLERS, SUPPORTED_OPERATORS, unsupported
+from codegen.importer.handlers import (
+    CONTROL_FLOW,
+    HANDLERS,
+    SUPPORTED_OPERATORS,
+    unsupported,
+)
 from codegen.importer.loss import Outputs, choose_loss
+from codegen.importer.normalization import find_normalizations
 from codegen.importer.outputs import Choice, choose_output
 from codegen.importer.passes import PASSES
 from codegen.importer.qoperator import to_qdq
@@ -41,11 +47,13 @@ OLDEST_OPSET = 13
 
 _ONNXRUNTIME, _FOUR_BITS = "com.microsoft", 21
 
+_REASON = 300  # characters of a reason that onnx gives; its sentences go over several lines
+
 # What onnx and numpy raise for tensors and attributes whose parts don't agree.
 _DAMAGE = (ValueError, TypeError, KeyError, IndexError, OverflowError)
 
 # Of constants, too, these need their handler, or the refusal that there is none.
-_NEVER_COMPUTED = ("Constant", "DequantizeLinear", "If", "Loop", "Scan")
+_NEVER_COMPUTED = ("Constant", "DequantizeLinear", *CONTROL_FLOW)
 
 
 def import_model(
@@ -77,7 +85,28 @@ def load_file(path: Path | str) -> onnx.ModelProto:
     except onnx.checker.ValidationError as error:
         raise _unreadable_data(path, error) from error
     except (DecodeError, OSError, ValueError) as error:
-        raise ModelError(f"{path}: not a readable ONNX file ({error}); export it again") from error
+        remedy = _remedy_of_kind(path) or "export it again"
+        raise ModelError(f"{path}: not a readable ONNX file ({error}); {remedy}") from error
+
+
+def _remedy_of_kind(path: Path) -> str:
+    """What makes an ONNX file of a model of another kind, '' where it is none that is known."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(8)
+    except OSError:
+        return ""
+    if head[4:] == b"TFL3":
+        return (
+            "it is a TFLite model: convert it with python -m tf2onnx.convert --opset 15 --tflite "
+            f"{path.name} --output MODEL.onnx"
+        )
+    if head.startswith((b"PK\x03\x04", b"\x89HDF")):
+        return (
+            "it looks like one of PyTorch or Keras: export it from there (torch.onnx.export, "
+            "tf2onnx, model.export with format='onnx')"
+        )
+    return ""
 
 
 def _unreadable_data(path: Path, error: Exception) -> ModelError:
@@ -112,7 +141,7 @@ def import_proto(
         if model.functions:
             model = inline_local_functions(model)
     except (onnx.checker.ValidationError, UnicodeDecodeError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = " ".join(str(error).split())[:_REASON]
         raise ModelError(f"the model breaks the ONNX rules: {reason}; export it again") from error
     notes = []
     if opset < OLDEST_OPSET:
@@ -122,14 +151,27 @@ def import_proto(
     try:
         state = ImportState(model.graph, name or model.graph.name or "model")
         to_qdq(state)
+        find_normalizations(state)
         chosen = choose_output(state.nodes, state.outputs, output, state.constants)
         draft, result = _run(state, chosen, opset)
     except _DAMAGE as error:
         raise ModelError(f"the model contradicts itself ({error}); export it again") from error
-    choice = choose_loss(_outputs(state, chosen, result), loss, samples)
+    outputs = _outputs(state, chosen, result)
+    choice = choose_loss(outputs, loss, samples)
     _set_loss(state, draft, result, choice)
-    choice = dataclasses.replace(choice, output=chosen.tensor, output_because=chosen.because)
+    choice = dataclasses.replace(
+        choice,
+        output=chosen.tensor,
+        output_because=chosen.because,
+        class_names=_class_names(chosen, label_count(choice.loss, outputs.count)),
+    )
     return _finished(state, draft, choice, notes)
+
+
+def _class_names(chosen: Choice, labels: int) -> tuple[str, ...]:
+    """Names of ``labels`` classes that say more than their numbers."""
+    numbers = tuple(map(str, range(labels)))
+    return chosen.names if len(chosen.names) == labels and chosen.names != numbers else ()
 
 
 def _opset_of(model: onnx.ModelProto) -> int:
@@ -156,6 +198,9 @@ def _converted(model: onnx.ModelProto, opset: int) -> onnx.ModelProto:
 
 def _run(state: ImportState, chosen: Choice, opset: int) -> tuple[DraftGraph, View]:
     """The draft in its normal form, and the model's output."""
+    for node in chosen.nodes:  # before what only decides about it
+        if node.operator in CONTROL_FLOW:
+            node.refuse(unsupported(node.operator))
     for node in chosen.nodes:
         if _is_constant(state, node):
             _compute(state, node, opset)

@@ -40,8 +40,8 @@ def page() -> str:
             "",
             "What computes with codes and their scales is read as what it stands for: "
             "DequantizeLinear, the operator in",
-            "real numbers, QuantizeLinear. With the limits of that operator, and not with "
-            "`channels_last`, these are:",
+            "real numbers, QuantizeLinear. With the limits of that operator, channels first or "
+            "last, these are:",
             ", ".join(f"`{name}`" for name in QOPERATORS) + ".",
             "",
             "## What is refused with a remedy",

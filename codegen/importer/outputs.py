@@ -8,7 +8,7 @@ place than outputs that weren't chosen is never looked at.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -36,6 +36,14 @@ _DECISIONS = {
     "ai.onnx.ml.ZipMap",
 }
 """They tell of scores what a user wants to know."""
+_NAMES = ("classlabels_strings", "classlabels_int64s", "classlabels_ints")
+"""Attributes with the names of classes."""
+_TABLES = ("ai.onnx.ml.ArrayFeatureExtractor", "Gather")
+"""They look a name up in their first input, where that is a constant."""
+_PICKS = ("Gather", "ReduceMax", "Slice", "Split")
+"""Of probabilities, the one that a user wants to know."""
+_LABELLING = tuple(f"ai.onnx.ml.{kind}Classifier" for kind in ("Linear", "SVM", "TreeEnsemble"))
+"""Their first output is the label, the second are its scores."""
 _RENAMES = {name for name, handler in HANDLERS.items() if handler.renames} - {"Gather", "Shape"}
 """Scores stay what they are; Gather may leave some out, and a Shape is none."""
 _ENDS = ("Softmax", "LogSoftmax", "Sigmoid")
@@ -46,7 +54,8 @@ class Choice:
     """The ONNX tensor that is the network's output, the nodes that lead to it, and a word on why.
 
     ``sigmoid`` is the output of a Sigmoid that nothing but renaming follows, or ''. ``largest`` is
-    the file's output that tells which score is the largest, or ''.
+    the file's output that tells which score is the largest, or ''. ``names`` are those of the
+    classes in the file, in their order, where it has any.
     """
 
     tensor: str
@@ -54,6 +63,7 @@ class Choice:
     because: str = ""
     sigmoid: str = ""
     largest: str = ""
+    names: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -62,7 +72,7 @@ class _Traced:
 
     ``scores`` are what decisions were taken of, or the output itself; ``origin`` what is left
     without renames and the end. ``decided`` says that there were decisions, ``largest`` that one
-    took the largest.
+    took the largest; ``names`` are those that one gives to classes.
     """
 
     scores: str
@@ -70,6 +80,7 @@ class _Traced:
     decided: bool
     largest: bool
     ends: bool
+    names: tuple[str, ...]
 
 
 def choose_output(
@@ -89,7 +100,10 @@ def choose_output(
                 f"the model has no output '{wanted}'; --output takes {_named(outputs)}, or another "
                 "tensor of the file"
             )
-        return trace.choice(trace.traced(wanted).scores, "--output says so")
+        found = trace.traced(wanted)
+        same = [one for one in map(trace.traced, outputs) if one.origin == found.origin]
+        choice = trace.choice(found.scores, "--output says so")
+        return replace(choice, names=_names([found, *same]))
     if not outputs:
         raise ModelError("the model has no output; export it again")
     traced = {name: trace.traced(name) for name in outputs}
@@ -104,7 +118,12 @@ def choose_output(
     others = [name for name in outputs if name != chosen]
     because = f"{_named(others)} {_made(others)} of it" if others else ""
     largest = next((name for name in outputs if traced[name].largest), "")
-    return replace(trace.choice(chosen, because), largest=largest)
+    names = _names(traced.values())
+    return replace(trace.choice(chosen, because), largest=largest, names=names)
+
+
+def _names(traced: Iterable[_Traced]) -> tuple[str, ...]:
+    return next((one.names for one in traced if one.names), ())
 
 
 def _named(names: Sequence[str]) -> str:
@@ -127,15 +146,17 @@ class _Trace:
         """Where ``output`` comes from."""
         at, scores = output, output
         decided = largest = ends = False
+        names: tuple[str, ...] = ()
         while (node := self.makers.get(at)) is not None:
+            names = names or self._names_of(node)
             source = self._yes_of_both(node)
-            if source or node.operator in _DECISIONS:
+            if source or node.operator in _DECISIONS or self._picks(node):
                 source = source or self._data_of(node)
                 scores, decided, ends = source, True, False
                 largest = largest or node.operator in ("ArgMax", "TopK")
-            elif node.operator == "ai.onnx.ml.LinearClassifier" and at == node.outputs[0]:
+            elif node.operator in _LABELLING and at == node.outputs[0]:
                 scores = source = node.outputs[1]
-                decided = True
+                decided = largest = True
             elif node.operator in _RENAMES:
                 source = self._data_of(node)
             elif node.operator in _ENDS and not ends:
@@ -143,7 +164,7 @@ class _Trace:
             else:
                 break
             at = source
-        return _Traced(scores, at, decided, largest, ends)
+        return _Traced(scores, at, decided, largest, ends, names)
 
     def choice(self, tensor: str, because: str) -> Choice:
         """``tensor`` as the network's output."""
@@ -159,9 +180,33 @@ class _Trace:
                 kept.append(node)
         return Choice(tensor, tuple(reversed(kept)), because, sigmoid)
 
+    def _names_of(self, node: Node) -> tuple[str, ...]:
+        """What ``node`` calls the classes."""
+        given = next((node.attributes[key] for key in _NAMES if key in node.attributes), None)
+        if given is None and node.operator in _TABLES:
+            given = self._constants.get(node.input(0))
+        if given is None:
+            return ()
+        entries = np.asarray(given).reshape(-1).tolist()
+        return tuple(
+            n.decode(errors="replace") if isinstance(n, bytes) else str(n) for n in entries
+        )
+
     def _data_of(self, node: Node) -> str:
         """The first input that isn't a constant."""
         return next((name for name in node.inputs if name and not self._is_fixed(name)), "")
+
+    def _picks(self, node: Node) -> bool:
+        """Whether ``node`` picks of probabilities, or looks a decision up in a table of names."""
+        if node.operator == "Gather" and self._is_fixed(node.input(0)):
+            return True
+        maker = self.makers.get(self._data_of(node))
+        while maker is not None and maker.operator in _RENAMES:
+            maker = self.makers.get(self._data_of(maker))
+        probabilities = maker is not None and (
+            maker.operator in _ENDS or bool(self._yes_of_both(maker))
+        )
+        return node.operator in _PICKS and probabilities
 
     def _is_fixed(self, name: str) -> bool:
         if name in self._constants:

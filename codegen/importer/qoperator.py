@@ -3,7 +3,8 @@
 Each operator that reads codes with their scales and makes codes again, as QLinearConv does, means:
 dequantize, compute in real numbers, quantize. So the nodes are written, before any handler sees
 them. What each input is stands in the specifications of ONNX and of onnxruntime's contrib operators
-(ContribOperators.md).
+(ContribOperators.md). onnxruntime's optimizer lets them work on pictures whose channels lie last:
+these are turned before and behind.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ class _Form:
 
     ``result`` is the place of the result's scale, ``bias`` that of an int32 bias. Scales by channel
     go along ``weight_axis`` of the second input. ``left_out`` are attributes that ``operator``
-    doesn't have.
+    doesn't have; the handler of GlobalAveragePool knows channels_last, for which it needs no rank.
     """
 
     operator: str
@@ -59,13 +60,14 @@ _FORMS: Mapping[str, _Form] = {
     "QLinearMul": _Form("Mul", _two, 6),
     "QLinearConcat": _Form("Concat", _from_second, 0),
     "QLinearAveragePool": _Form("AveragePool", _one, 3),
-    "QLinearGlobalAveragePool": _Form("GlobalAveragePool", _one, 3),
+    "QLinearGlobalAveragePool": _Form("GlobalAveragePool", _one, 3, left_out=()),
     "QLinearReduceMean": _Form("ReduceMean", _one, 3),
     "QLinearLeakyRelu": _Form("LeakyRelu", _one, 3),
     "QLinearSigmoid": _Form("Sigmoid", _one, 3),
     "QLinearSoftmax": _Form("Softmax", _one, 3, left_out=("opset",)),
 }
-QOPERATORS = tuple(sorted(_FORMS))
+_LAST_MAX_POOL = "NhwcMaxPool"  # of codes that keep their scale
+QOPERATORS = tuple(sorted([*_FORMS, _LAST_MAX_POOL]))
 
 
 def to_qdq(state: ImportState) -> None:
@@ -75,8 +77,13 @@ def to_qdq(state: ImportState) -> None:
     """
     nodes: list[Node] = []
     for node in state.nodes:
-        form = _FORMS.get(node.operator.removeprefix("com.microsoft."))
-        nodes += [node] if form is None else _Expansion(state, node, form).nodes()
+        name = node.operator.removeprefix("com.microsoft.")
+        if name == _LAST_MAX_POOL:
+            nodes += _Expansion(state, node, _Form("MaxPool", _one, 0)).of_codes()
+        elif name in _FORMS:
+            nodes += _Expansion(state, node, _FORMS[name]).nodes()
+        else:
+            nodes.append(node)
     state.nodes = nodes
 
 
@@ -90,15 +97,13 @@ class _Expansion:
     def nodes(self) -> list[Node]:
         """Dequantizations, the operator in real numbers, and the quantization of its result."""
         node, form = self._node, self._form
-        if node.attributes.get("channels_last", 0):
-            node.refuse(
-                "attribute channels_last = 1, as onnxruntime's optimizer writes it; give the model "
-                "as it was before"
-            )
+        turned = bool(node.attributes.get("channels_last", 0)) and "channels_last" in form.left_out
         places = form.sources(node)
         real = [self._real(place, index) for index, place in enumerate(places)]
         if form.bias is not None and node.input(form.bias):
             real.append(self._bias(places, form.bias))
+        if turned:
+            real[0] = self._channels_first(real[0])
         attributes = {
             key: value for key, value in node.attributes.items() if key not in form.left_out
         }
@@ -108,8 +113,33 @@ class _Expansion:
             return self._made
         result = self._name("result")
         self._append(form.operator, real, result, **attributes)
+        if turned:
+            result = self._channels_last(result, self._name("last"))
         self._append("QuantizeLinear", [result, scale, zero], node.outputs[0])
         return self._made
+
+    def of_codes(self) -> list[Node]:
+        """The operator on codes as they are, of pictures whose channels lie last."""
+        source = self._channels_first(self._node.input(0))
+        result = self._append(
+            self._form.operator, [source], self._name("result"), **self._node.attributes
+        )
+        self._channels_last(result, self._node.outputs[0])
+        return self._made
+
+    def _channels_first(self, name: str) -> str:
+        rank = self._rank()
+        order = [0, rank - 1, *range(1, rank - 1)]
+        return self._append("Transpose", [name], self._name("first"), perm=order)
+
+    def _channels_last(self, name: str, output: str) -> str:
+        return self._append("Transpose", [name], output, perm=[0, *range(2, self._rank()), 1])
+
+    def _rank(self) -> int:
+        """Dimensions of the picture, which weight or window tell."""
+        window = self._node.attributes.get("kernel_shape")
+        weight = self._state.constants.get(self._node.input(3))
+        return 2 + len(window) if window else 4 if weight is None else weight.ndim
 
     def _real(self, place: int, index: int) -> str:
         axis = self._form.weight_axis(self._node) if index == 1 else 1

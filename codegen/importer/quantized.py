@@ -70,9 +70,11 @@ ON_CODES: Mapping[str, bool] = {
             "ReduceMax",
             "Relu",
             "Reshape",
+            "Resize",
             "Slice",
             "Split",
             "Squeeze",
+            "Tile",
             "Transpose",
             "Unsqueeze",
         ),
@@ -169,10 +171,9 @@ def stored_integers(
 ) -> StoredIntegers | None:
     """The integers behind input 1 of a layer, None where it is stored as real numbers.
 
-    They are less their zero point, and may reach beyond what the device holds, which
-    `codegen.importer.passes.check_stored_weights` looks at. ``output_axis`` is the axis of the
-    output channels as stored, ``arrange`` brings the codes into the layout [O, I/groups, Kh, Kw];
-    ``source`` is the layer's input tensor.
+    They are less their zero point, and may reach beyond what the device holds. ``output_axis`` is
+    the axis of the output channels as stored, ``arrange`` brings the codes into the layout
+    [O, I/groups, Kh, Kw]; ``source`` is the layer's input tensor.
     """
     stored = state.integers.get(node.input(1))
     if stored is None:

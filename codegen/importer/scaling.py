@@ -103,6 +103,11 @@ def div(state: ImportState, node: Node) -> None:
     _append(state, node, view, 1.0 / divisor, np.array(0.0), axes)
 
 
+def neg(state: ImportState, node: Node) -> None:
+    """Neg: a product with -1."""
+    _append(state, node, state.view(node), np.array(-1.0), np.array(0.0), ())
+
+
 def p_relu(state: ImportState, node: Node) -> None:
     """PRelu with one slope: a function; with one for each channel, row or column: constants."""
     view, slope, axes = _with_constant(state, node, 1)

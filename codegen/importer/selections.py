@@ -10,20 +10,21 @@ from codegen.importer.state import ImportState, Node, View
 
 
 def gather(state: ImportState, node: Node) -> None:
-    """Gather with constant indices: one as x[:, 3] does, or a row of them."""
+    """Gather with constant indices: one as x[:, 3] does, a row of them, or a table of as many
+    dimensions as it makes, which is PyTorch's as_strided."""
     view = state.view(node)
     sizes = list(view.sizes)
     index = state.constant(node, 1, "indices").astype(int)
     axis = _axis(node, int(node.attributes.get("axis", 0)), len(sizes))
     chosen = index.reshape(-1).tolist()
-    if index.ndim > 1 or any(not -sizes[axis] <= entry < sizes[axis] for entry in chosen):
+    if any(not -sizes[axis] <= entry < sizes[axis] for entry in chosen):
         node.refuse(
-            f"picks entries by indices {list(index.shape)} of a dimension of {sizes[axis]}; one "
-            "row of indices within it is supported"
+            f"picks entries {min(chosen)} … {max(chosen)} of a dimension of {sizes[axis]}; the "
+            "model is inconsistent, export it again"
         )
     _choose(state, node, view, axis, [entry % sizes[axis] for entry in chosen])
-    if index.ndim == 0:
-        del sizes[axis]
+    if index.ndim != 1:
+        sizes[axis : axis + 1] = index.shape
         whole = dataclasses.replace(node, inputs=node.outputs)
         state.reshape(whole, sizes)
 

@@ -189,7 +189,7 @@ class ImportState:
     def _read_input(self, graph: onnx.GraphProto) -> str:
         inputs = [entry for entry in graph.input if entry.name not in self.constants]
         if len(inputs) != 1:
-            raise ModelError(f"the model has {len(inputs)} inputs; export a network with one input")
+            raise ModelError(_refused_inputs([entry.name for entry in inputs]))
         entry = inputs[0]
         kind = entry.type.tensor_type.elem_type
         if kind not in _INPUT_TYPES:
@@ -252,7 +252,16 @@ class ImportState:
         self.add(op, grown)
         if view.tensor in self.codings:
             self.codings[name] = self.codings[view.tensor]
-        result = View(name, picture_dims(grown, len(view.dims)))
+        rank = len(view.dims)
+        order = next(
+            (o for o in (picture_dims, channels_last_dims) if o(roles, rank) == view.dims), None
+        )
+        if order is None:
+            node.refuse(
+                f"reads zeros around a picture whose dimensions are {list(view.sizes)} without "
+                "them; transpose it behind the convolution that the zeros are for"
+            )
+        result = View(name, order(grown, rank))
         self.views[node.input(index)] = result
         return result
 
@@ -373,12 +382,15 @@ class ImportState:
         return dataclasses.replace(view, tensor=name, dims=dims)
 
     def roles(self, node: Node, view: View, *, channels_last: bool = False) -> Roles:
-        """The axes of the view's tensor; settles the input's as its dimensions stand."""
+        """The axes of the view's tensor; settles the input's as its dimensions stand, or with the
+        last one for the channels."""
         if view.tensor not in self._roles:
-            dims = view.dims[1:]
+            batch, dims = view.dims[0], view.dims[1:]
             if channels_last:
-                dims = (*dims[-1:], *dims[:-1])
-            if view.dims[0] != () or len(dims) > 3:
+                # tf2onnx makes one dimension of batch and time, of which one is 1.
+                dims = (*view.dims[-1:], *(() if batch == () else (batch,)), *dims[:-1])
+                batch = ()
+            if batch != () or len(dims) > 3:
                 node.refuse(f"works on the model's input in shape {list(view.sizes)}; needed is "
                             "(batch, channels, height, width)")  # fmt: skip
             self._settle_input(
@@ -507,6 +519,20 @@ class ImportState:
         return parts
 
 
+def _refused_inputs(names: Sequence[str]) -> str:
+    """Why a model of any number of inputs but one isn't taken, and what to do."""
+    lost = [name for name in names if name.endswith(":0") and "/" in name]
+    reason = f"the model has {len(names)} inputs{', ' if names else ''}"
+    reason += ", ".join(f"'{name}'" for name in names[:4]) + (" …" if len(names) > 4 else "")
+    if not lost or len(lost) != len(names) - 1:
+        return f"{reason}; export a network with one input, its constants as initializers"
+    return (
+        f"{reason}; all but one are constants that Keras' export to ONNX has left out, as it does "
+        "with a Normalization layer's: write a SavedModel with model.export('FOLDER') and convert "
+        "that with python -m tf2onnx.convert --saved-model FOLDER --output MODEL.onnx"
+    )
+
+
 def _laid_out(values: Array, axes: Group, roles: Roles) -> Array:
     """One value, or one for each entry of ``axes``, as (channels, height, width)."""
     if values.ndim == 0:
@@ -533,6 +559,12 @@ def picture_dims(roles: Roles, rank: int) -> tuple[Group, ...]:
     if rank == 4:
         return (), roles.channels, roles.height, roles.width
     return ((), roles.channels, roles.width) if rank == 3 else ((), roles.channels)
+
+
+def channels_last_dims(roles: Roles, rank: int) -> tuple[Group, ...]:
+    """The same with the channels behind."""
+    batch, channels, *sides = picture_dims(roles, rank)
+    return (batch, *sides, channels)
 
 
 def named_nodes(graph: onnx.GraphProto) -> list[Node]:

@@ -9,11 +9,13 @@ from codegen.graph.ir import Operation
 from codegen.operators.add import ADD
 from codegen.operators.average_pool import AVERAGE_POOL
 from codegen.operators.base import Operator
+from codegen.operators.channel_max import CHANNEL_MAX
 from codegen.operators.concat import CONCAT
 from codegen.operators.expand import EXPAND
 from codegen.operators.gather import GATHER
 from codegen.operators.global_average_pool import GLOBAL_AVERAGE_POOL
 from codegen.operators.gru import GRU
+from codegen.operators.layer_normalization import LAYER_NORMALIZATION
 from codegen.operators.lookup import LOOKUP
 from codegen.operators.lstm import LSTM
 from codegen.operators.max_pool import MAX_POOL
@@ -25,11 +27,13 @@ from codegen.operators.scaling import SCALING
 OPERATORS: tuple[Operator[Any, Any], ...] = (
     ADD,
     AVERAGE_POOL,
+    CHANNEL_MAX,
     CONCAT,
     EXPAND,
     GATHER,
     GLOBAL_AVERAGE_POOL,
     GRU,
+    LAYER_NORMALIZATION,
     LOOKUP,
     LSTM,
     MAX_POOL,

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from codegen.emit.plan import StepWriter
     from codegen.export.integer_model import Layer, ModelWriter
     from codegen.program.steps import Step
+    from codegen.quantization.quantize import Assembly
     from codegen.reference.interpreter import Interpreter
 
 
@@ -122,6 +123,13 @@ class _AveragePoolOperator(Operator[AveragePool, AveragePool]):
         counts = _counts(op, inputs[0].shape[2:], sums.shape[2:])
         mean: Values = sums / counts
         return mean
+
+    def quantize(self, op: AveragePool, assembly: Assembly) -> None:
+        if assembly.is_narrow(op.input, op.output):
+            assembly.add_tensor(op.output)
+            assembly.ops.append(op)
+        else:
+            super().quantize(op, assembly)
 
     def forward(self, graph: Graph, op: AveragePool, inputs: Sequence[Ints]) -> Ints:
         source, output = graph.tensors[op.input], graph.tensors[op.output]

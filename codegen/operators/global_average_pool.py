@@ -13,7 +13,7 @@ from codegen.arithmetic.integers import Error, Ints, mean_codes, round_shift
 from codegen.errors import ModelError
 from codegen.graph.floats import Values
 from codegen.graph.ir import Graph, Unary
-from codegen.operators.average_pool import AveragePool
+from codegen.operators.average_pool import AVERAGE_POOL, AveragePool
 from codegen.operators.base import Operator
 
 if TYPE_CHECKING:
@@ -25,7 +25,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class GlobalAveragePool(Unary):
-    """Mean over height and width; on the device of its input's scale and zero point."""
+    """Mean over height and width; on the device of its input's scale and zero point.
+
+    One with a scale of its own is an AveragePool there.
+    """
 
 
 @dataclass(frozen=True)
@@ -60,11 +63,13 @@ class _GlobalAveragePoolOperator(Operator[GlobalAveragePool, GlobalAveragePool])
         return mean
 
     def quantize(self, op: GlobalAveragePool, assembly: Assembly) -> None:
-        super().quantize(op, assembly)
-        source, output = (assembly.tensors[name] for name in (op.input, op.output))
-        if (source.scale, source.zero_point) != (output.scale, output.zero_point):
-            whole = source.shape[:2]
-            assembly.ops[-1] = AveragePool(op.name, op.input, op.output, whole, whole)
+        source = assembly.tensors[op.input]
+        whole = source.shape[:2]
+        pool = AveragePool(op.name, op.input, op.output, whole, whole)
+        AVERAGE_POOL.quantize(pool, assembly)
+        output = assembly.tensors[op.output]
+        if (source.scale, source.zero_point) == (output.scale, output.zero_point):
+            assembly.ops[-1] = op
 
     def forward(self, graph: Graph, op: GlobalAveragePool, inputs: Sequence[Ints]) -> Ints:
         height, width, _ = graph.tensors[op.input].shape

@@ -93,6 +93,11 @@ def _hard_sigmoid(node: Node) -> Function:
     return ("clip", line, 0.0, 1.0)
 
 
+def _celu(node: Node) -> Function:
+    alpha = _number(node, "alpha", 1.0)
+    return ("affine", ("elu", ("affine", X, 1 / alpha, 0.0), 1.0), alpha, 0.0)
+
+
 def _gelu(node: Node) -> Function:
     kind = node.attributes.get("approximate", "none")
     if kind not in ("none", "tanh"):
@@ -122,6 +127,8 @@ def _power(state: ImportState, node: Node) -> None:
 
 
 _HANDLERS: Mapping[str, Handler] = {
+    "Abs": _of(lambda node: ("leaky", X, -1.0), "exact to one rounding"),
+    "Celu": _of(_celu, "exact to one rounding"),
     "Elu": _of(lambda node: ("elu", X, _number(node, "alpha", 1.0)), "exact to one rounding"),
     "Erf": _of(lambda node: ("erf", X), "one with what follows, as in GELU"),
     "Gelu": _of(_gelu, "exact to one rounding, either form"),

@@ -41,13 +41,17 @@ def windows(
 def pool_windows(
     op: Pool, source: Tensor, output: Tensor
 ) -> Iterator[tuple[int, int, slice, slice]]:
-    """Output row and column, and the input rows and columns under that window."""
+    """Output row and column, and the input rows and columns under that window: none where it is
+    in the padding only."""
+
+    def under(start: int, window: int, size: int) -> slice:
+        return slice(max(start, 0), max(min(start + window, size), 0))
+
     for y in range(output.shape[0]):
-        top = y * op.stride[0] - op.padding.top
-        rows = slice(max(top, 0), min(top + op.window[0], source.shape[0]))
+        rows = under(y * op.stride[0] - op.padding.top, op.window[0], source.shape[0])
         for x in range(output.shape[1]):
             left = x * op.stride[1] - op.padding.left
-            yield y, x, rows, slice(max(left, 0), min(left + op.window[1], source.shape[1]))
+            yield y, x, rows, under(left, op.window[1], source.shape[1])
 
 
 def padded_windows(op: Pool, output: Values) -> Iterator[tuple[int, int, tuple[slice, slice]]]:

@@ -24,17 +24,24 @@ def labels_of(
     if head.loss not in ("cross-entropy", "binary"):
         return np.zeros(count, np.int64)
     outputs = head.bias.size
-    wanted = "class" if head.loss == "cross-entropy" else "row of zeros and ones"
+    wanted = f"row of {outputs} zeros and ones" if outputs > 1 else "0 or 1"
+    if head.loss == "cross-entropy":
+        wanted = "class"
     if y is None:
         raise CalibrationError(f"{path}: no array 'y'; give one {wanted} per sample")
     given = Labels(y, None)
     shown = f"{path}: y of shape {y.shape} for {count} samples; give one {wanted} per sample"
     if y.ndim == 0 or len(y) != count:
         raise CalibrationError(shown)
+    if y.dtype.kind in "SU" and y.size:
+        raise CalibrationError(
+            f"{path}: y has words, as '{y.reshape(-1)[0]}'; give numbers of classes, which "
+            "`tinyfleet compile` prints beside the names that the model file has for them"
+        )
     if head.loss == "binary":
         bits = given.bits(outputs)
         if bits is None:
-            raise CalibrationError(f"{shown}, of {outputs} values")
+            raise CalibrationError(shown)
         return np.asarray((bits << np.arange(outputs)).sum(axis=1), np.int64)
     if given.could_be_classes(outputs):
         return given.classes

@@ -51,12 +51,16 @@ def accuracy_picture(result: PlanningResult) -> Figure:
     figure = Figure(figsize=(8, 6), layout="constrained")
     axes, below = figure.subplots(2, sharex=True)
     sram = [proposal.costs.sram_bytes / KIB for proposal in result.proposals]
-    hits = [100 * proposal.measured.hits for proposal in result.proposals]
-    losses = [proposal.measured.loss for proposal in result.proposals]
+    hits = [100 * proposal.standing.hits for proposal in result.proposals]
+    losses = [proposal.standing.mean_loss for proposal in result.proposals]
     axes.plot(sram, hits, "o", color="C0")
     below.plot(sram, losses, "o", color="C1")
-    axes.axhline(100 * result.head_only.hits, color="C0", linestyle=":", label="head alone")
-    below.axhline(result.head_only.loss, color="C1", linestyle=":", label="head alone")
+    axes.axhline(
+        100 * result.head_only.standing.hits, color="C0", linestyle=":", label="head alone"
+    )
+    below.axhline(
+        result.head_only.standing.mean_loss, color="C1", linestyle=":", label="head alone"
+    )
     for part in (axes, below):
         part.axvline(result.limits.sram_bytes / KIB, color="k", linewidth=1)
         part.legend(fontsize=8)
@@ -64,9 +68,12 @@ def accuracy_picture(result: PlanningResult) -> Figure:
         below.annotate(proposal.name, (place, height), fontsize=7, xytext=(0, 5),
                        textcoords="offset points", ha="center")  # fmt: skip
     axes.set_ylabel("held-out samples right, %")
-    below.set_ylabel("held-out loss, nats")
+    below.set_ylabel("held-out loss, calibrated, nats")
     below.set_xlabel("SRAM of the firmware, KiB (black line: the limit)")
-    axes.set_title(f"Plans found for {result.board}, each trained and scored")
+    axes.set_title(
+        f"Plans for {result.board}, each trained and scored with up to "
+        f"{result.finals.rules.seeds} seeds"
+    )
     return _tidy(figure)
 
 

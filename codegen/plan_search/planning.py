@@ -2,7 +2,7 @@
 
 Measure the image, analyse contributions, search, then check what was assumed: plans are linked for
 the board, run, and their deltas of rounds coded. That contributions add up is an assumption too:
-the best sum is trained beside other plans, and the one that measures best is chosen.
+the best sum races against other plans, trained as the fleet will (``race``).
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -42,6 +41,8 @@ from codegen.plan_search.costs import (
     Round,
     rest_of,
 )
+from codegen.plan_search.finalists import HEAD_ONLY, HIGHEST_SUM, given_plans, searched_plans
+from codegen.plan_search.finals import Finals, compete
 from codegen.plan_search.finetune import (
     Trial,
     candidates,
@@ -50,6 +51,7 @@ from codegen.plan_search.finetune import (
 )
 from codegen.plan_search.fisher import channel_traces, fisher_contributions
 from codegen.plan_search.proof import Bench, Linked, Proof, SramExceeded
+from codegen.plan_search.race import Result, Standing
 from codegen.plan_search.samples import Samples, hold_out
 from codegen.plan_search.search import Found, search
 from codegen.plan_search.training import (
@@ -63,15 +65,8 @@ from device_runtime import engine_sources
 
 HEAD_EPOCHS = 10
 FISHER_SAMPLES = 128
-FRONT_POINTS = 8
-FRONT_COSTED = 60
 CORRECTIONS = 6
 CHOSEN = "best"
-HIGHEST_SUM = "highest-sum"
-HEAD_ONLY = "head-only"
-BIASES_ONLY = "biases-only"
-LEFT_OUT = 3
-"""Layers without each of which another plan is searched, those that promise most first."""
 
 ACCUMULATIONS = (8, 32)
 MOMENTUM = 0.9
@@ -93,24 +88,30 @@ class Settings:
     last: int | None = None
     """Layers analysed, counted from the end; None for all."""
     schedule: Schedule = field(default_factory=Schedule)
+    """Of candidates, whose contributions are measured."""
     repeats: int = 1
+    finals: Finals = field(default_factory=Finals)
+    given: tuple[PlanSpec, ...] = ()
+    """Plans of the user's own, which take part in the last choice."""
 
 
 @dataclass(frozen=True)
 class Proposal:
-    """A plan that was found. ``predicted`` is its summed contribution, in the method's unit.
+    """A plan that took part in the last choice, where it was called ``origin``.
 
+    ``predicted`` is its summed contribution, in the method's unit; None for a plan of the user's.
     ``optimal``: no other plan within the limits that it was searched for has a higher sum.
-    ``linked`` has what it costs, measured on its image.
+    ``linked`` has what it costs, measured on its image, ``standing`` how it did when trained.
     """
 
     name: str
+    origin: str
     spec: PlanSpec
     plan: Plan
-    predicted: float
+    predicted: float | None
     optimal: bool
     linked: Linked
-    measured: Score
+    standing: Standing
 
     @property
     def costs(self) -> Costs:
@@ -132,14 +133,17 @@ class PlanningResult:
     """Everything that the command shows. ``proposals`` by SRAM, those within the limits.
 
     ``left_out`` has the names of plans that were found and exceed them, once measured.
-    ``samples`` is the number of samples that rounds were drawn from.
+    ``samples`` is the number of samples that rounds were drawn from. ``summed_gain`` is what the
+    plan of highest sum has in fact gained over the head alone, trained as candidates were.
     """
 
     board: str
     limits: Limits
     samples: int
     contributions: Contributions
-    head_only: Score
+    summed_gain: float
+    finals: Finals
+    race: Result
     proposals: tuple[Proposal, ...]
     left_out: tuple[str, ...]
     bits: DeltaBits
@@ -147,13 +151,22 @@ class PlanningResult:
 
     @property
     def best(self) -> Proposal:
-        """The plan that measured best of those within the limits."""
-        return next(p for p in self.proposals if p.name == CHOSEN)
+        """The plan that was chosen."""
+        return self.of(self.race.chosen)
 
     @property
     def highest_sum(self) -> Proposal:
         """The plan of highest summed contribution within the limits; it may be the best as well."""
-        return next((p for p in self.proposals if p.name == HIGHEST_SUM), self.best)
+        return self.of(HIGHEST_SUM)
+
+    @property
+    def head_only(self) -> Proposal:
+        """The plan that is part of every other."""
+        return next((p for p in self.proposals if p.origin == HEAD_ONLY), self.highest_sum)
+
+    def of(self, origin: str) -> Proposal:
+        """The plan that was called ``origin`` when plans were chosen from."""
+        return next(proposal for proposal in self.proposals if proposal.origin == origin)
 
     def plan_file(self) -> dict[str, Any]:
         """Content of a file of several plans (docs/specification/bundle.md)."""
@@ -186,6 +199,16 @@ def find_plans(
     return _Planning(graph, board, samples, settings, bench, journal, tell).run()
 
 
+@dataclass(frozen=True)
+class _Entry:
+    """A plan that takes part in the last choice; ``found`` is None for one of the user's."""
+
+    spec: PlanSpec
+    plan: Plan
+    found: Found | None
+    linked: Linked
+
+
 class _Planning:
     def __init__(
         self,
@@ -214,7 +237,9 @@ class _Planning:
         self.settings = settings
         self.tell = tell
         self.journal = Journal(journal, _identity(graph, samples, settings))
+        self.samples = samples
         self.training, self.held_out = hold_out(samples, settings.schedule.seed)
+        self.untrained = graph
         self.graph = self._with_warm_head(graph)
         # A fleet begins with the weights that are built in: its first deltas are the largest.
         self.proof = Proof(
@@ -264,50 +289,62 @@ class _Planning:
         else:
             contributions = self._finetuned(trial, model, limits)
         found = self._checked(contributions, model, limits)
-        selected = _distinct(
-            {
-                HIGHEST_SUM: found,
-                **self._front(contributions, model, limits, found),
-                **self._others(contributions, model, limits, found),
-            }
-        )
-        finalists = [item.selection for item in selected.values()]
-        scores = measure(trial, finalists, self.journal, self.tell)
-        linked = self._linked(selected, model, limits)
-        chosen = min(
-            linked,
-            key=lambda name: (scores[selected[name].selection].loss, -selected[name].value),
+        selected = searched_plans(graph, contributions, model, limits, found, self.tell)
+        scores = measure(trial, [Selection(), found.selection], self.journal, self.tell)
+        entries = {
+            name: _Entry(
+                plan_spec(
+                    item.selection,
+                    order,
+                    name=name,
+                    state=settings.state,
+                    choice=settings.channel_choice,
+                ),
+                model.plan(item.selection),
+                item,
+                image,
+            )
+            for name, item, image in self._linked(selected, model, limits)
+        }
+        given, refused = self._given(limits, entries)
+        entries |= given
+        result = compete(
+            self.untrained,
+            self.samples,
+            {name: entry.plan for name, entry in entries.items()},
+            {name: entry.linked.costs.sram_bytes for name, entry in entries.items()},
+            settings.finals,
+            settings.schedule.seed,
+            self.journal,
+            self.tell,
         )
         proposals = [
             Proposal(
                 name=shown,
-                spec=plan_spec(
-                    item.selection,
-                    order,
-                    name=shown,
-                    state=settings.state,
-                    choice=settings.channel_choice,
-                ),
-                plan=model.plan(item.selection),
-                predicted=item.value,
-                optimal=item.optimal,
-                linked=linked[name],
-                measured=scores[item.selection],
+                origin=name,
+                spec=entry.spec.model_copy(update={"name": shown}),
+                plan=entry.plan,
+                predicted=entry.found.value if entry.found else None,
+                optimal=entry.found is not None and entry.found.optimal,
+                linked=entry.linked,
+                standing=result.standings[name],
             )
-            for name, item in selected.items()
-            if name in linked
-            for shown in [CHOSEN if name == chosen else name]
+            for name, entry in entries.items()
+            for shown in [CHOSEN if name == result.chosen else name]
         ]
+        left_out = [name for name in selected if name not in entries]
         return PlanningResult(
             board=self.board.name,
             limits=limits,
             samples=len(self.training),
             contributions=contributions,
-            head_only=scores[Selection()],
+            summed_gain=scores[Selection()].loss - scores[found.selection].loss,
+            finals=settings.finals,
+            race=result,
             proposals=tuple(sorted(proposals, key=lambda item: item.costs.sram_bytes)),
-            left_out=tuple(name for name in selected if name not in linked),
+            left_out=(*left_out, *refused),
             bits=model.bits,
-            variants=tuple(self._variants(model, selected[chosen].selection)),
+            variants=tuple(self._variants(entries[result.chosen].spec)),
         )
 
     def _reference_bits(self) -> DeltaBits:
@@ -451,70 +488,45 @@ class _Planning:
 
     def _linked(
         self, selected: Mapping[str, Found], model: CostModel, limits: Limits
-    ) -> dict[str, Linked]:
-        """Images by name, of those of ``selected`` that are within the limits."""
-        linked = {}
+    ) -> Iterator[tuple[str, Found, Linked]]:
+        """Those of ``selected`` that are within the limits, with their images."""
         for done, (name, item) in enumerate(selected.items()):
             self.tell("measuring plans", done, len(selected))
             image = self._measured(item.selection, model, limits)
             if image is not None:
-                linked[name] = image
+                yield name, item, image
         self.tell("measuring plans", len(selected), len(selected))
-        return linked
 
-    def _front(
-        self, contributions: Contributions, model: CostModel, limits: Limits, best: Found
-    ) -> dict[str, Found]:
-        """The best plans for less SRAM: name → plan, each better than all smaller ones."""
-        least = model.of(Selection()).sram_bytes
-        increments = model.increments([*contributions.weights])
-        front: dict[str, Found] = {}
-        value = contributions.biases[0]
-        for point in range(1, FRONT_POINTS):
-            room = least + (best.costs.sram_bytes - least) * point // FRONT_POINTS
-            self.tell("searching smaller plans", point, FRONT_POINTS)
-            tighter = dataclasses.replace(limits, sram_bytes=room)
-            found = search(contributions, model.of, increments, tighter, FRONT_COSTED)
-            if found is not None and value < found.value < best.value:
-                front[f"sram-{-(-found.costs.sram_bytes // 1024)}k"] = found
-                value = found.value
-        self.tell("searching smaller plans", FRONT_POINTS, FRONT_POINTS)
-        return front
+    def _given(
+        self, limits: Limits, entries: Mapping[str, _Entry]
+    ) -> tuple[dict[str, _Entry], list[str]]:
+        """The user's plans that are within the limits, and the names of the others.
 
-    def _others(
-        self, contributions: Contributions, model: CostModel, limits: Limits, best: Found
-    ) -> dict[str, Found]:
-        """Plans of other kinds that may do better than ``best``, if gains don't add up.
-
-        The head alone, the biases of ``best`` alone; and the best plans without a layer each, for
-        those that promise most.
+        One that the search has found as well is in ``entries`` already.
         """
-        depths = {HEAD_ONLY: 0, BIASES_ONLY: best.selection.depth}
-        others = {
-            name: Found(
-                Selection(depth), contributions.biases[depth], model.of(Selection(depth)), False
-            )
-            for name, depth in depths.items()
-        }
-        gains = {
-            layer: contributions.weights[layer][count] for layer, count in best.selection.channels
-        }
-        ranked = sorted(gains, key=lambda name: -gains[name])[:LEFT_OUT]
-        for done, layer in enumerate(ranked):
-            self.tell("searching other plans", done, len(ranked))
-            left = {name: of for name, of in contributions.weights.items() if name != layer}
-            without = dataclasses.replace(contributions, weights=left)
-            found = search(without, model.of, model.increments([*left]), limits, FRONT_COSTED)
-            if found is not None:
-                name = re.sub(r"[^A-Za-z0-9_.-]", "-", f"without-{layer}")[:64]
-                others[name] = found
-        self.tell("searching other plans", len(ranked), len(ranked))
-        return others
+        given: dict[str, _Entry] = {}
+        refused = []
+        known = {entry.plan.id for entry in entries.values()}
+        for spec, plan in given_plans(
+            self.settings.given, self.graph, self.settings.state, [*entries]
+        ):
+            if plan.id in known:
+                continue
+            known.add(plan.id)
+            try:
+                linked = self.proof.of(plan)
+            except SramExceeded:
+                refused.append(spec.name)
+                continue
+            if limits.allow(linked.costs):
+                given[spec.name] = _Entry(spec, plan, None, linked)
+            else:
+                refused.append(spec.name)
+        return given, refused
 
-    def _variants(self, model: CostModel, chosen: Selection) -> Iterator[Variant]:
-        spec = plan_spec(chosen, model.order, state=model.state)
+    def _variants(self, spec: PlanSpec) -> Iterator[Variant]:
         changes: list[dict[str, Any]] = [
-            {"state": state} for state in get_args(State) if state != model.state
+            {"state": state} for state in get_args(State) if state != spec.state
         ]
         changes += [{"accumulate": count} for count in ACCUMULATIONS]
         changes.append({"momentum": MOMENTUM})
@@ -532,14 +544,6 @@ class _Planning:
             return Variant(option, self.proof.of(plan).costs)
         except SramExceeded as error:
             return Variant(option, None, f"needs {error}")
-
-
-def _distinct(found: Mapping[str, Found]) -> dict[str, Found]:
-    """``found`` without what has been found under another name before."""
-    by_selection: dict[Selection, str] = {}
-    for name, item in found.items():
-        by_selection.setdefault(item.selection, name)
-    return {name: found[name] for name in by_selection.values()}
 
 
 def _identity(graph: Graph, samples: Samples, settings: Settings) -> dict[str, Any]:

@@ -91,6 +91,8 @@ def load_samples(path: Path | str, graph: Graph, source: FloatGraph | None = Non
         turned = ""
         if x.ndim == 4 and x.shape[1:] == (height, width, channels):
             turned = "; the channels come last: give x.transpose(0, 3, 1, 2)"
+        if source is None:
+            turned += "; with the ONNX file (--model) samples may be shaped as its input is"
         raise CalibrationError(
             f"{path}: x of shape {x.shape}; the model's input '{graph.input}' needs "
             f"{shapes_taken(expected, in_file)}{turned}"
@@ -160,6 +162,14 @@ def hold_out(samples: Samples, seed: int, share: float = HELD_OUT_SHARE) -> tupl
 
     Raises CalibrationError where that would be more than half of a class.
     """
+    rest, held = split(samples, seed, share)
+    return samples.take(rest), samples.take(held)
+
+
+def split(
+    samples: Samples, seed: int, share: float = HELD_OUT_SHARE
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The indices, ascending, of what ``hold_out`` gives to train on and to score on."""
     rng = np.random.default_rng([seed, len(samples)])
     sizes = np.bincount(samples.labels)
     room = np.minimum(np.round(share * sizes).astype(int), np.maximum(sizes - 1, 0))
@@ -187,5 +197,4 @@ def hold_out(samples: Samples, seed: int, share: float = HELD_OUT_SHARE) -> tupl
                     "be held out; give samples of more groups, or leave `group` out"
                 )
     held = np.array(sorted(scored), np.int64)
-    rest = np.setdiff1d(np.arange(len(samples)), held)
-    return samples.take(rest), samples.take(held)
+    return np.setdiff1d(np.arange(len(samples)), held), held

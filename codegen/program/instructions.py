@@ -89,6 +89,8 @@ RATES: Mapping[str, Rates] = MappingProxyType(
         "head_input_gradient": Rates(macs=5, elements=104.45, calls=65.16),
         "head_update": Rates(macs=35.65, calls=1799.06),
         "keep_channels": Rates(elements=5.66),
+        "layer_normalization_forward": Rates(elements=26.4),
+        "layer_normalization_input_gradient": Rates(elements=102.9),
         "lookup_forward": Rates(elements=2.25, calls=20.94),
         "lookup_input_gradient": Rates(elements=4.25, calls=92.45),
         "lstm_forward": Rates(macs=1.77, elements=99.8),

@@ -2,9 +2,9 @@
 
 A float layer gets scales of its own: a channel's largest weight is 127, unless its bias wouldn't
 fit. A layer that came quantized keeps what it has, except for channels that the device can't hold
-(their bias leaves no room for products in 32 bits), and for filters of zeros, to which quantizers
-give any scale. Nothing is clamped silently: where a channel's numbers would change by more than
-rounding, the model is refused.
+(weights that aren't symmetric int8, or a bias that leaves no room for products in 32 bits), and
+for filters of zeros, to which quantizers give any scale. Nothing is clamped silently: where a
+channel's numbers would change by more than rounding, the model is refused.
 """
 
 from __future__ import annotations
@@ -114,6 +114,10 @@ def _kept(
         bias = op.bias / (source.scale * scale)
     else:
         bias = stored.bias.astype(np.float64)
+    # About a zero point off the middle weights reach further than about 0: as many steps as int8
+    # has for the float weights.
+    share = coarser_steps(stored)
+    codes, scale, bias = np.rint(codes / _per_channel(share)), scale * share, bias / share
     unit = source.scale / result.scale
     reach = np.abs(codes).sum(axis=(1, 2, 3)) * _largest_code(source) * scale * unit
     others = scale[reach > 0.5]
@@ -142,6 +146,15 @@ def _kept(
         codes[channel], bias[channel] = coarser, bias[channel] / share
         scale[channel] *= share
     return _integers(codes, scale, np.rint(bias), limit)
+
+
+def coarser_steps(stored: StoredIntegers) -> NDArray[np.float64]:
+    """How much larger each channel's steps are on the device, whose weights are symmetric int8.
+
+    A weight of -128 alone isn't worth it: it becomes -127.
+    """
+    largest = np.abs(stored.weight.astype(np.float64)).max(axis=(1, 2, 3))
+    return np.where(largest > WEIGHT_MAX + 1, largest / WEIGHT_MAX, 1.0)
 
 
 def _bias_for(real: float, step: float, output_step: float) -> float:

@@ -19,7 +19,7 @@ from codegen.errors import CalibrationError
 from codegen.graph import ir
 from codegen.graph.floats import FloatConv, FloatGraph
 from codegen.quantization.calibration import HeadStatistics, TensorStatistics
-from codegen.quantization.channel_scales import BIAS_MAX
+from codegen.quantization.channel_scales import BIAS_MAX, coarser_steps
 from codegen.quantization.cross_layer import imbalance, pairs
 
 Check = Literal[
@@ -32,6 +32,7 @@ Check = Literal[
     "bias-limit",
     "tiny-scale",
     "lowest-weights",
+    "coarser-weights",
     "logits-scale",
 ]
 _COUNTS: tuple[Check, ...] = (
@@ -40,6 +41,7 @@ _COUNTS: tuple[Check, ...] = (
     "bias-limit",
     "tiny-scale",
     "lowest-weights",
+    "coarser-weights",
 )
 
 GOOD_SAMPLES = 32
@@ -106,6 +108,10 @@ _MEANING: dict[Check, str] = {
     "can wake them",
     "lowest-weights": "weights of -128, in {layers}, became -127, the device's lowest; quantize "
     "weights to -127 … 127 to keep them",
+    "coarser-weights": "channels whose weights reach further from their zero point than the "
+    "device's, symmetric int8, in {layers}; they are coded again in coarser steps, off by up to "
+    f"{50 / WEIGHT_MAX:.1f} % of the channel's largest weight. Quantize weights as symmetric int8 "
+    "(in onnxruntime weight_type=QuantType.QInt8) to keep them",
     "logits-scale": f"outputs further apart than the {RESOLVED_NATS:.1f} nats that the loss tells "
     f"apart, on most samples, and the usual learning rate of {USUAL_RATE:g} moves them by more "
     "than that distance at once, or by next to nothing; begin with that of {layers}",
@@ -169,7 +175,11 @@ def check_integers(graph: ir.Graph, float_graph: FloatGraph) -> list[Finding]:
             continue
         if real.stored is not None:
             scale = real.stored.weight_scale
-            lowest = int((np.abs(real.stored.weight) > WEIGHT_MAX).sum())
+            coarser = coarser_steps(real.stored) > 1.0
+            if coarser.any():
+                layer, count = op.name, int(coarser.sum())
+                found.append(Finding(check="coarser-weights", layer=layer, value=count))
+            lowest = int((np.abs(real.stored.weight[~coarser]) > WEIGHT_MAX).sum())
             if lowest:
                 found.append(Finding(check="lowest-weights", layer=op.name, value=lowest))
         else:
@@ -245,9 +255,9 @@ def check_samples(
     share = tensor.at_cap / int(tensor.histogram.counts.sum())
     if share > 0.5:
         raise CalibrationError(
-            f"the calibration set holds whole numbers from {low:g} to {high:g}, and {share:.0%} of "
-            f"what passes '{name}' is at its upper end {tensor.cap:g}: pixels that were "
-            "not scaled as in training; scale them (often x / 255, then minus mean, over standard "
-            "deviation)"
+            f"the calibration set holds whole numbers from {low:g} to {high:g}, and "
+            f"{100 * share:.0f} % of what passes '{name}' is at its upper end {tensor.cap:g}: "
+            "pixels that were not scaled as in training; scale them (often x / 255, then minus "
+            "mean, over standard deviation)"
         )
     return found

@@ -39,6 +39,7 @@ from codegen.quantization.calibration import (
 from codegen.quantization.calibration_set import fit_to_input
 from codegen.quantization.channel_scales import BIAS_MAX, quantize_channels
 
+_NARROW = 4  # a mean's range in that of what it is made of, from which on it has its own scale
 _HEAD_STEPS = 256  # q8.8
 # Weights of a head that learns new classes grow to a few times the range in which they were drawn;
 # what int16 has beyond 13 bits is theirs to grow.
@@ -131,6 +132,13 @@ class Assembly:
     def is_coded(self, name: str) -> bool:
         """Whether the model itself says how tensor ``name`` is coded."""
         return name in self._graph.codings
+
+    def is_narrow(self, source: str, name: str) -> bool:
+        """Whether tensor ``name``, a mean of ``source``, wastes two bits and more of its codes in
+        the source's scale, which no quantizer has chosen."""
+        if source in self._graph.codings or name in self._graph.codings:
+            return False
+        return self._codings[source].scale >= _NARROW * self._codings[name].scale
 
     def add_tensor(self, name: str) -> ir.Tensor:
         """The tensor ``name`` of the float graph, with its coding."""

@@ -6,7 +6,8 @@
 
 #include "fixed_point.h"
 
-/* Input rows or columns `first` … `end` - 1 under a window; `before` of the window lie outside. */
+/* Input rows or columns `first` … `end` - 1 under a window, none where it lies in the padding only;
+ * `before` of the window lie outside. */
 typedef struct {
     int32_t first, end, before;
 } tf_reach;
@@ -14,8 +15,10 @@ typedef struct {
 static inline tf_reach tf_reach_of(int32_t output, int32_t stride, int32_t pad, int32_t window,
                                    int32_t size) {
     const int32_t start = output * stride - pad;
-    const int32_t end = start + window;
-    const tf_reach reach = {start < 0 ? 0 : start, end > size ? size : end, start < 0 ? -start : 0};
+    const int32_t stop = start + window;
+    const int32_t first = start < 0 ? 0 : start > size ? size : start;
+    const int32_t end = stop > size ? size : stop < first ? first : stop;
+    const tf_reach reach = {first, end, start < 0 ? -start : 0};
     return reach;
 }
 

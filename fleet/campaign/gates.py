@@ -268,7 +268,7 @@ def _verdict(gate: ScoreGate, findings: tuple[Finding, ...]) -> Verdict:
     where = f" of {gate.by} {shown.group}" if gate.by else ""
     return Verdict(
         outcome,
-        f"{what}{where}: {_points(shown.measured)}, at {gate.confidence:.0%} between "
+        f"{what}{where}: {_points(shown.measured)}, at {100 * gate.confidence:.0f} % between "
         f"{_points(shown.interval.low)} and {_points(shown.interval.high)} "
         f"over {shown.devices} devices, {_points(-gate.most_drop)} is the limit",
         findings,
@@ -376,8 +376,9 @@ def judge_failures(gate: FailureGate, asked: int, failures: Mapping[str, int]) -
     finding = Finding(outcome, share, interval, asked)
     kinds = ", ".join(f"{kind} {count}" for kind, count in sorted(failures.items()) if count)
     reason = (
-        f"{failed} of {asked} devices failed ({kinds or 'none'}), at {gate.confidence:.0%} "
-        f"between {interval.low:.1%} and {interval.high:.1%}, {gate.most:.1%} is the limit"
+        f"{failed} of {asked} devices failed ({kinds or 'none'}), at {100 * gate.confidence:.0f} % "
+        f"between {100 * interval.low:.1f} % and {100 * interval.high:.1f} %, "
+        f"{100 * gate.most:.1f} % is the limit"
     )
     return Verdict(outcome, reason, (finding,), gate.gate, gate.most, is_ceiling=True)
 

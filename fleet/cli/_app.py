@@ -223,6 +223,23 @@ def plan_command(
     repeats: Annotated[
         int, typer.Option(min=1, help="Runs with different seeds that a score is the mean of.")
     ] = 1,
+    candidate: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A plan of your own, FILE or FILE#NAME, that takes part in the last choice; may "
+            "be given several times. One that names no state has that of --state."
+        ),
+    ] = None,
+    final_seeds: Annotated[
+        int, typer.Option(min=1, help="Seeds that plans of the last choice are trained with.")
+    ] = 5,
+    final_epochs: Annotated[
+        int, typer.Option(min=1, help="Epochs of each: as many as your fleet trains in all rounds.")
+    ] = 30,
+    final_learning_rate: Annotated[
+        float | None,
+        typer.Option(help="Your fleet's learning rate. Default: that of --learning-rate."),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Same seed: same parts held out, same scores.")] = 1,
     calibration: Annotated[
         Path | None,
@@ -241,12 +258,17 @@ def plan_command(
 ) -> None:
     """Find the update plans that learn most from your samples within a board's limits."""
     from codegen.plan_search.costs import Round
+    from codegen.plan_search.finals import Finals
     from codegen.plan_search.planning import Settings
+    from codegen.plan_search.race import Rules
     from codegen.plan_search.training import Schedule
+    from codegen.program.plans import load_plan
     from fleet.cli._plan import make_plans
     from fleet.cli._quantization import quantization_options
 
     _check_rate(learning_rate)
+    rate = learning_rate if final_learning_rate is None else final_learning_rate
+    _check_rate(rate, "--final-learning-rate")
     make_plans(
         model=model,
         board=board,
@@ -264,6 +286,8 @@ def plan_command(
             last=last,
             schedule=Schedule(epochs=epochs, learning_rate=learning_rate, seed=seed),
             repeats=repeats,
+            finals=Finals(Rules(final_seeds), final_epochs, rate),
+            given=tuple(map(load_plan, candidate or [])),
         ),
         out=out,
         compiler=compiler,
@@ -273,11 +297,9 @@ def plan_command(
     )
 
 
-def _check_rate(learning_rate: float) -> None:
+def _check_rate(learning_rate: float, option: str = "--learning-rate") -> None:
     if not 0.0 < learning_rate < 4096.0:
-        raise typer.BadParameter(
-            f"{learning_rate:g} is not between 0 and 4096", param_hint="--learning-rate"
-        )
+        raise typer.BadParameter(f"{learning_rate:g} is not between 0 and 4096", param_hint=option)
 
 
 @app.command()

@@ -11,10 +11,11 @@ from codegen.firmware.flash_layout import Keep
 from codegen.graph.ir import Loss
 from codegen.quantization.model import QuantizationOptions
 from codegen.quantization.report import LayerError, QuantizationReport, load_report
-from fleet.cli._output import budget_table, console, flash_line, print_json, table
+from fleet.cli._output import budget_table, console, flash_line, percent, print_json, table
 from fleet.cli._progress import stage_bars
 from fleet.firmware import compile_firmware
 
+_MOST_NAMES = 12
 _REGIONS = {
     "identity": "identity",
     "journal": "journal",
@@ -88,12 +89,20 @@ def _trained(bundle: Bundle) -> list[str]:
     elif loss.name in ("mse", "none"):
         labels = "play no part"
     else:
-        labels = f"0 … {model.labels - 1}, one number a sample"
+        labels = f"{_classes(loss.class_names, model.labels)}, one number a sample"
     return [
         f"Output: '{loss.output}', {outputs}{why}.",
         f"Loss: {kinds[loss.name]} ({loss.because}).",
         f"Labels: {labels}.",
     ]
+
+
+def _classes(names: Sequence[str], count: int) -> str:
+    """The numbers of ``count`` classes, with the ``names`` that the file has for them."""
+    named = [f"{number} ({name})" for number, name in enumerate(names)]
+    if len(named) > _MOST_NAMES:
+        named = [*named[: _MOST_NAMES - 1], f"… {named[-1]}"]
+    return ", ".join(named) or f"0 … {count - 1}"
 
 
 def _show_quantization(report: QuantizationReport) -> None:
@@ -140,7 +149,9 @@ def _show_quantization(report: QuantizationReport) -> None:
     told = "Own: from this layer alone, given the float model's tensors in int8. "
     told += f"{comparison.samples} samples"
     if comparison.top1_agreement is not None:
-        told += f", the same class as the float model for {comparison.top1_agreement:.1%} of them"
+        told += (
+            f", the same class as the float model for {percent(comparison.top1_agreement)} of them"
+        )
     screen.print(f"{told}.", soft_wrap=True)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fleet.cli._errors import CommandError
-from fleet.cli._output import console, print_json, table
+from fleet.cli._output import console, percent, print_json, table
 from fleet.cli._progress import stage_bars
 from fleet.cli._service import ago
 from fleet.files import write_whole
@@ -202,7 +202,7 @@ def show(client: Client, name: str, *, as_json: bool) -> None:
 
 
 def _share(right: int | None, of: int | None) -> str:
-    return "n/a" if not of or right is None else f"{right / of:.1%}"
+    return percent(right / of if of and right is not None else None)
 
 
 def label(client: Client, name: str, labels: Sequence[str], *, as_json: bool) -> None:

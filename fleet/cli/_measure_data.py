@@ -11,7 +11,7 @@ from codegen.firmware.bundle import load_bundle
 from codegen.graph.ir import LOSS_UNITS
 from codegen.plan_search.evaluation import Evaluation, Figures, evaluate_bundle
 from codegen.plan_search.training import Schedule
-from fleet.cli._output import console, print_json, table
+from fleet.cli._output import console, percent, print_json, table
 from fleet.cli._progress import stage_bars
 from simulator.machines.image_engine import find_plan
 
@@ -79,7 +79,7 @@ def _show(found: Evaluation) -> None:
 
 
 def _share(value: float | None) -> str | None:
-    return None if value is None else f"{value:.1%}"
+    return None if value is None else percent(value)
 
 
 def _confusion(found: Evaluation, last: Figures, number: int, counts: list[list[int]]) -> Table:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fleet.cli._errors import CommandError
-from fleet.cli._output import console, print_json, table
+from fleet.cli._output import console, percent, print_json, table
 from fleet.service.client import Client
 from fleet.service.schema import ModelView, VersionView
 
@@ -130,12 +130,8 @@ def compare(client: Client, first: str, second: str, *, as_json: bool) -> None:
         return
     share = found.changed_values / max(1, found.values)
     console().print(
-        f"{found.changed_values:,} of {found.values:,} values differ ({share:.1%}); "
+        f"{found.changed_values:,} of {found.values:,} values differ ({percent(share)}); "
         f"{found.devices:,} devices have scored both: "
-        f"{_percent(found.mean_accuracy_first)} and {_percent(found.mean_accuracy_second)}.",
+        f"{percent(found.mean_accuracy_first)} and {percent(found.mean_accuracy_second)}.",
         soft_wrap=True,
     )
-
-
-def _percent(value: float | None) -> str:
-    return "n/a" if value is None else f"{value:.1%}"

@@ -57,6 +57,11 @@ def readable(value: object) -> str:
     return str(value)
 
 
+def percent(share: float | None) -> str:
+    """A share of 1; n/a where there is none."""
+    return "n/a" if share is None else f"{100 * share:.1f} %"
+
+
 def budget_table(board: str, plans: Iterable[PlanReport]) -> Table:
     """SRAM by purpose, one row per plan of a bundle."""
     purposes = ["arena", "state", "samples", "link", "other", "stack", "total"]

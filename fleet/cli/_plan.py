@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict
 from importlib.resources import files
 from pathlib import Path
@@ -16,8 +17,9 @@ from codegen.firmware.toolchain import find_toolchain
 from codegen.graph.ir import Loss
 from codegen.importer.model import import_model
 from codegen.plan_search import pictures
-from codegen.plan_search.planning import PlanningResult, Settings, find_plans
+from codegen.plan_search.planning import CHOSEN, PlanningResult, Proposal, Settings, find_plans
 from codegen.plan_search.proof import Bench
+from codegen.plan_search.race import Difference
 from codegen.plan_search.samples import load_samples
 from codegen.quantization.calibration import uncoded
 from codegen.quantization.model import QuantizationOptions, quantize_model
@@ -105,22 +107,19 @@ def _show(result: PlanningResult) -> None:
             item.costs.sram_bytes,
             item.costs.delta_bytes,
             item.costs.instructions,
-            item.predicted,
-            item.measured.loss,
-            f"{100 * item.measured.hits:.1f} %",
+            "n/a" if item.predicted is None else item.predicted,
         ]
         for item in result.proposals
     ]
     columns = [
         "plan", "biases of", "channels", "SRAM", "delta", "instructions per step",
-        "predicted gain", "loss", "accuracy",
+        "predicted gain",
     ]  # fmt: skip
     screen.print(table(f"Plans on {result.board}; limit {result.limits}", columns, rows))
     screen.print(
         f"Gains are predicted by the method '{result.contributions.method}' in "
-        f"{result.contributions.unit}; loss (nats) and accuracy are measured by training each "
-        "plan with the device's arithmetic, on samples held out. Plan best is the one of lowest "
-        "loss. SRAM, delta and instructions are measured on the image of each.",
+        f"{result.contributions.unit}. SRAM, delta and instructions are measured on the image of "
+        "each.",
         soft_wrap=True,
     )
     screen.print(_round(result), soft_wrap=True)
@@ -129,6 +128,7 @@ def _show(result: PlanningResult) -> None:
             f"Left out, since they take more than the limit once measured: "
             f"{', '.join(result.left_out)}."
         )
+    _show_race(result)
     screen.print(_additivity(result), soft_wrap=True)
     highest = result.highest_sum
     found = (
@@ -142,13 +142,88 @@ def _show(result: PlanningResult) -> None:
             "Plan best with other options",
             ["option", "SRAM", "delta", "instructions per step", "note"],
             [
-                [v.option, v.costs.sram_bytes, v.costs.delta_bytes, v.costs.instructions, ""]
+                [
+                    v.option,
+                    v.costs.sram_bytes,
+                    v.costs.delta_bytes,
+                    v.costs.instructions,
+                    "" if result.limits.allow(v.costs) else "beyond the limits",
+                ]
                 if v.costs
                 else [v.option, "n/a", "n/a", "n/a", v.refusal]
                 for v in result.variants
             ],
         )
     )
+
+
+def _show_race(result: PlanningResult) -> None:
+    """How the plans did when they were trained, the best one first."""
+    screen = console()
+    rules = result.finals.rules
+    names = {item.origin: item.name for item in result.proposals}
+    ranked = sorted(
+        result.proposals,
+        key=lambda item: (-len(item.standing.outcomes), item.standing.mean_loss),
+    )
+    rows: list[list[object]] = [
+        [
+            item.name,
+            len(item.standing.outcomes),
+            item.standing.mean_loss,
+            f"{100 * item.standing.hits:.1f} %",
+            _between(item.standing.loss, rules.error, 1.0, ".3f"),
+            _between(item.standing.right, rules.error, 100.0, ".1f"),
+            _remark(item, result, names),
+        ]
+        for item in ranked
+    ]
+    columns = [
+        "plan", "seeds", "loss", "accuracy", "loss above the lowest", "points of accuracy above it",
+        "",
+    ]  # fmt: skip
+    finals = result.finals
+    title = f"Last choice: {finals.epochs} epochs at {finals.learning_rate:g}, {rules.seeds} seeds"
+    screen.print(table(title, columns, rows))
+    held = {index for run in result.best.standing.outcomes for index in run.samples}
+    screen.print(
+        "Each plan is trained from the model's own weights on with the device's arithmetic; with "
+        f"each seed other samples are held out ({len(held):,} of yours once at least). Loss is "
+        "that of the logits at their best temperature, in nats. Differences are paired by sample "
+        f"and seed, at {100 * (1 - rules.error):g} % between the figures in brackets. A plan is "
+        f"stopped when its loss is above the lowest for sure: the best one is stopped with a "
+        f"probability of {100 * rules.error:g} % at most. Of the plans within one standard error "
+        "of the lowest loss, plan best is the one that needs least SRAM.",
+        soft_wrap=True,
+    )
+    if result.race.chosen == result.race.leader:
+        reason = "it has the lowest loss, and no smaller one ties with it"
+    else:
+        reason = (
+            f"it ties with {result.race.leader}, which has the lowest loss, and is the smallest "
+            "that does"
+        )
+    screen.print(f"Plan best is {result.race.chosen}: {reason}.")
+
+
+def _between(found: Difference | None, error: float, factor: float, figures: str) -> str:
+    if found is None:
+        return "n/a"
+    low, high = found.interval(error)
+    shown = (format(factor * value, f"+{figures}") for value in (found.mean, low, high))
+    return "{} ({} … {})".format(*shown)
+
+
+def _remark(item: Proposal, result: PlanningResult, names: Mapping[str, str]) -> str:
+    standing = item.standing
+    if standing.stopped and standing.behind is not None:
+        behind = names[standing.behind]
+        return f"stopped after {len(standing.outcomes)} seeds, behind {behind}"
+    if item.name == CHOSEN:
+        return f"chosen ({item.origin})"
+    if standing.loss is None:
+        return "lowest loss"
+    return "ties" if standing.ties else ""
 
 
 def _round(result: PlanningResult) -> str:
@@ -164,9 +239,8 @@ def _round(result: PlanningResult) -> str:
 
 
 def _additivity(result: PlanningResult) -> str:
-    plan = result.highest_sum
-    gained = result.head_only.loss - plan.measured.loss
-    gain = readable(gained)
+    plan, gained = result.highest_sum, result.summed_gain
+    assert plan.predicted is not None
     if result.contributions.method == "fisher":
         return (
             f"Plan {plan.name}: {readable(plan.predicted)} nats predicted for a first step; all "
@@ -175,7 +249,7 @@ def _additivity(result: PlanningResult) -> str:
         )
     return (
         f"That gains add up is an assumption: for plan {plan.name} {readable(plan.predicted)} nats "
-        f"were predicted, {gain} measured."
+        f"were predicted, {readable(gained)} measured, trained as contributions were."
     )
 
 
@@ -183,18 +257,21 @@ def _facts(result: PlanningResult) -> dict[str, Any]:
     return {
         "board": result.board,
         "limits": asdict(result.limits),
-        "head_only": result.head_only.to_json(),
+        "finals": asdict(result.finals),
+        "leader": result.race.leader,
+        "chosen": result.race.chosen,
         "contributions": result.contributions.to_json(),
         "plans": [
             {
                 "name": item.name,
+                "origin": item.origin,
                 "id": item.plan.id,
                 "plan": item.spec.model_dump(mode="json", exclude_defaults=True),
                 "predicted_gain": item.predicted,
                 "optimal": item.optimal,
                 "costs": asdict(item.costs),
                 "rounds_delta_bytes": item.linked.rounds,
-                "measured": item.measured.to_json(),
+                "measured": _measured(item, result),
             }
             for item in result.proposals
         ],
@@ -204,12 +281,31 @@ def _facts(result: PlanningResult) -> dict[str, Any]:
             "linked_sram_bytes": result.best.linked.report.sram_bytes.model_dump(mode="json"),
             "measured_delta_bytes": result.best.costs.delta_bytes,
             "measured_instructions": result.best.costs.instructions,
-            "measured_gain": result.head_only.loss - result.best.measured.loss,
             "predicted_gain": result.best.predicted,
+        },
+        "highest_sum": {
+            "predicted_gain": result.highest_sum.predicted,
+            "measured_gain": result.summed_gain,
         },
         "delta_bits_per_value": asdict(result.bits),
         "variants": [
             {"option": v.option, "costs": v.costs and asdict(v.costs), "refusal": v.refusal}
             for v in result.variants
         ],
+    }
+
+
+def _measured(item: Proposal, result: PlanningResult) -> dict[str, Any]:
+    standing, error = item.standing, result.finals.rules.error
+    return {
+        "seeds": len(standing.outcomes),
+        "loss": standing.mean_loss,
+        "hits": standing.hits,
+        "behind": standing.behind,
+        "stopped": standing.stopped,
+        "ties": standing.ties,
+        **{
+            f"more_{name}": found and {"mean": found.mean, "between": found.interval(error)}
+            for name, found in (("loss", standing.loss), ("hits", standing.right))
+        },
     }

@@ -223,7 +223,7 @@ def gate_in_words(gate: Gate) -> str:
     """What a gate asks for."""
     if isinstance(gate, FailureGate):
         kinds = f" ({', '.join(gate.classes)})" if gate.classes else ""
-        return f"at most {gate.most:.1%} of the devices fail{kinds}"
+        return f"at most {100 * gate.most:.1f} % of the devices fail{kinds}"
     most = f"at most {100 * gate.most_drop:.1f} points"
     if isinstance(gate, DriftGate):
         return f"accuracy falls by {most} in any training round"

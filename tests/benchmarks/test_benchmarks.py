@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import sys
 from pathlib import Path
 
 import pytest
@@ -21,8 +22,14 @@ NAMES = sorted(
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_benchmark_finds_all_that_it_imports(name: str) -> None:
+def test_a_benchmark_finds_all_that_it_imports_and_says_how_it_is_used(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     if name in NEEDS_TORCH:
         pytest.importorskip("torch", reason="it trains or exports networks: pip install torch")
     module = importlib.import_module(f"benchmarks.{name}")
-    assert callable(module.main)
+    monkeypatch.setattr(sys, "argv", [name, "--help"])
+    with pytest.raises(SystemExit) as left:
+        module.main()
+    assert left.value.code == 0
+    assert capsys.readouterr().out.startswith("usage: ")

@@ -18,12 +18,14 @@ from codegen.graph.floats import (
 from codegen.graph.ir import Graph, Loss, Padding
 from codegen.operators.add import FloatAdd
 from codegen.operators.average_pool import AveragePool
+from codegen.operators.channel_max import ChannelMax
 from codegen.operators.concat import Concat
 from codegen.operators.expand import Expand
 from codegen.operators.functions import Function, X
 from codegen.operators.gather import Gather, PictureAxis
 from codegen.operators.global_average_pool import GlobalAveragePool
 from codegen.operators.gru import FloatGru
+from codegen.operators.layer_normalization import FloatLayerNormalization
 from codegen.operators.lookup import Lookup
 from codegen.operators.lstm import FloatLstm
 from codegen.operators.max_pool import MaxPool
@@ -163,6 +165,16 @@ class _Network:
         op = FloatScaling(name, self.last, f"{name}.y", gain, shift, below, clamp)
         self._append(op, shape)
 
+    def normalize(self, name: str, draw: np.random.Generator) -> None:
+        """Pixels by themselves, or the whole picture."""
+        channels, height, width = shape = self.shapes[self.last]
+        count = channels if draw.random() < 0.7 else channels * height * width
+        gain, shift = draw.normal(1, 0.5, count), draw.normal(0, 0.3, count)
+        clamp = RELU6 if draw.random() < 0.4 else Clamp()
+        epsilon = float(draw.choice([1e-6, 1e-3]))
+        op = FloatLayerNormalization(name, self.last, f"{name}.y", gain, shift, epsilon, clamp)
+        self._append(op, shape)
+
     def gate(self, name: str) -> None:
         """The last tensor times one of its size, or of one channel, row, column or pixel."""
         large = self.last
@@ -188,6 +200,16 @@ class _Network:
             bias = self.rng.normal(0, 0.5, units) if kind == 1 else None
             op = FloatGru(*ends, weights, last, bias)
         self._append(op, (units, 1, 1) if last else (units, height, width))
+
+    def attend(self, name: str) -> None:
+        """The last tensor times a gate that its pixels' largest channels make."""
+        large, state = self.last, self.rng.bit_generator.state
+        shape = self.shapes[large]
+        self._append(ChannelMax(f"{name}.most", large, f"{name}.most.y"), (1, *shape[1:]))
+        self.conv(f"{name}.look", 1, 1, clamp=Clamp())
+        self.function(f"{name}.bend", ("sigmoid", X))
+        self.product(name, large)
+        self.rng.bit_generator.state = state  # the rest of the graph stays as it is
 
     def pool(self, name: str, largest: bool) -> None:
         channels, *size = self.shapes[self.last]
@@ -314,8 +336,8 @@ def random_pooled_graph(seed: int, loss: Loss | None = None) -> tuple[Graph, np.
 
 
 def random_gated_graph(seed: int) -> tuple[Graph, np.ndarray]:
-    """A network of chosen channels, rows and columns, gates, and what is repeated, and int8 samples
-    (n, H, W, C)."""
+    """A network of chosen channels, rows and columns, gates, what is repeated or normalized, and
+    int8 samples (n, H, W, C)."""
     rng = np.random.default_rng([seed, 4])
     network = _Network(rng, (int(rng.integers(4, 8)), 6), int(rng.choice([1, 3])))
     network.conv("stem", int(rng.integers(4, 9)), 3, clamp=Clamp())
@@ -325,6 +347,9 @@ def random_gated_graph(seed: int) -> tuple[Graph, np.ndarray]:
     network.conv("own", int(rng.integers(3, 7)), 1)
     network.concat("both", fork)
     network.choice("shuffled", "channels")
+    # Of a generator of its own, so that the rest of the graph stays as it is.
+    network.normalize("normed", np.random.default_rng([seed, 5]))
+    network.attend("attended")
     network.choice("crop", "height" if rng.random() < 0.5 else "width")
     network.scaling("bent")
     network.gate("excite")

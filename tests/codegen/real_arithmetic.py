@@ -11,6 +11,11 @@ from codegen.graph.floats import Values
 from codegen.operators import operator_of
 from codegen.operators.add import Add
 from codegen.operators.execution import convolve
+from codegen.operators.layer_normalization import (
+    LAYER_NORMALIZATION,
+    FloatLayerNormalization,
+    LayerNormalization,
+)
 from codegen.operators.product import Product
 from codegen.operators.requantize import Requantize
 from codegen.operators.scaling import Scaling
@@ -40,6 +45,10 @@ def real_output(graph: ir.Graph, op: ir.Op, inputs: Sequence[Values]) -> Values:
             )
             factor = np.where(inputs[0] < 0, below, gain)
             return _rounded(factor * inputs[0] + shift, graph.tensors[op.output])
+        case LayerNormalization():
+            gain, shift = np.array(op.gain), np.array(op.shift)
+            real = FloatLayerNormalization(op.name, op.input, op.output, gain, shift, op.epsilon)
+            return _rounded(LAYER_NORMALIZATION.evaluate(real, inputs), graph.tensors[op.output])
         case ir.Head():
             flat = inputs[0].transpose(0, 2, 3, 1).reshape(len(inputs[0]), -1)
             sums = flat @ op.weight.T.astype(np.float64) + graph.tensors[op.input].scale * op.bias

@@ -33,6 +33,7 @@ from codegen.program.row_pairs import stored_bytes
 from codegen.quantization.calibration_set import load_calibration
 from codegen.quantization.quantize import quantize
 from simulator.machines.elf_image import load_elf
+from tests.codegen.onnxruntime_oracle import quantize_file
 from tests.codegen.random_graphs import random_graph
 
 ROOT = Path(__file__).parents[2]
@@ -525,6 +526,36 @@ def test_two_names_for_one_plan_are_refused(tmp_path: Path) -> None:
 def test_a_model_without_calibration_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CalibrationError, match=r"--calibration"):
         compile_model(MODEL, "stm32f746", None, None, tmp_path / "out", CDDL)
+
+
+class _Planning(Exception):
+    """A compilation has come so far."""
+
+
+def test_labels_tell_the_loss_of_a_model_that_is_quantized_already(tmp_path: Path) -> None:
+    samples = load_calibration(CALIBRATION)[:32]
+    quantize_file(MODEL, tmp_path / "model.onnx", samples)
+
+    def stop(stage: str, done: int, of: int) -> None:
+        if stage == "planning":
+            raise _Planning
+
+    def planned(**arrays: Any) -> None:
+        np.savez(tmp_path / "samples.npz", **arrays)
+        compile_model(
+            tmp_path / "model.onnx", "stm32f746", None, tmp_path / "samples.npz",
+            tmp_path / "out", CDDL, guess=False, progress=stop,
+        )  # fmt: skip
+
+    labels = np.arange(32) % 10
+    with pytest.raises(_Planning):
+        planned(x=samples, y=labels)
+    with pytest.raises(CalibrationError, match="quantized already and keeps its own scales"):
+        planned(x=samples)
+    with pytest.raises(
+        CalibrationError, match=r"\[31\] for samples of shape \[32, 1, .*one label a"
+    ):
+        planned(x=samples, y=labels[1:])
 
 
 def test_the_host_engine_of_a_bundle_runs_each_plan(bundle: Bundle, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from codegen.errors import ToolchainError
-from codegen.host_toolchain import Source, host_toolchain
+from codegen.host_toolchain import Source, _prune, host_toolchain
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 
@@ -40,6 +40,48 @@ def test_a_second_build_only_links_until_a_header_changes(tmp_path: Path) -> Non
     assert build("second.so") == (0, 41)
     (tmp_path / "inner.h").write_text("#define VALUE 42\n")
     assert build("third.so") == (1, 42)
+
+
+def test_a_definition_of_ours_counts_where_a_file_or_its_header_names_it(tmp_path: Path) -> None:
+    (tmp_path / "inner.h").write_text("#define VALUE TF_OF_HEADER\n")
+    source = tmp_path / "unit.c"
+    source.write_text(
+        '#include <assert.h>\n#include "inner.h"\nint value(void);\n'
+        "int value(void) { return VALUE + TF_OF_SOURCE; }\n"
+    )
+
+    def build(**defines: int) -> tuple[int, int]:
+        output = tmp_path / f"{'-'.join(map(str, defines.values()))}.so"
+        result = host_toolchain().build_host(
+            [source], include_dirs=[tmp_path], output=output, defines=defines
+        )
+        return result.compiled, ctypes.CDLL(str(output)).value()
+
+    assert build(TF_OF_HEADER=1, TF_OF_SOURCE=10, TF_OF_NOBODY=0) == (1, 11)
+    assert build(TF_OF_HEADER=1, TF_OF_SOURCE=10, TF_OF_NOBODY=1) == (0, 11)
+    assert build(TF_OF_HEADER=1, TF_OF_SOURCE=10) == (0, 11)
+    assert build(TF_OF_HEADER=2, TF_OF_SOURCE=10) == (1, 12)
+    assert build(TF_OF_HEADER=2, TF_OF_SOURCE=20) == (1, 22)
+    # A system's headers aren't read, so that others' names always count.
+    assert build(TF_OF_HEADER=2, TF_OF_SOURCE=20, NDEBUG=1) == (1, 22)
+
+
+def test_what_another_build_uses_while_the_cache_is_pruned_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    objects = [tmp_path / f"{age}.o" for age in range(6)]
+    for age, item in enumerate(objects):
+        item.touch()
+        os.utime(item, (age, age))
+    unlink = Path.unlink
+
+    def unlink_while_another_builds(path: Path) -> None:
+        unlink(path)
+        os.utime(objects[2])
+
+    monkeypatch.setattr(Path, "unlink", unlink_while_another_builds)
+    _prune(tmp_path, "*.o", 4)
+    assert [item.exists() for item in objects] == [False, False, True, False, True, True]
 
 
 def test_zig_stands_in_for_a_missing_host_compiler(

@@ -113,7 +113,12 @@ def test_a_model_that_is_too_big_for_the_board_is_refused_with_the_table(
     model = tensor_model(tmp_path / "net.onnx", "Relu", channels)
     plan = tmp_path / "plan.json"
     plan.write_text(json.dumps({"format": "tinyfleet-plan/1", "name": "head-only"}))
-    answer = tinyfleet(*compile_digits(tmp_path / "out", "--plan", plan, model=model))
+    # Each sample has millions of activations.
+    few = tmp_path / "few.npz"
+    with np.load(EXAMPLE / "calibration.npz") as arrays:
+        np.savez(few, **{name: array[:8] for name, array in arrays.items()})
+    options = ["--plan", plan, "--calibration", few]
+    answer = tinyfleet(*compile_digits(tmp_path / "out", *options, model=model))
     assert_refused(answer, "stm32f746", *words)
     assert "bytes" in answer.stderr
     assert not (tmp_path / "out").exists()

@@ -128,6 +128,22 @@ typedef struct {
     int8_t error_exponent;
 } tf_scaling;
 
+/* Groups of `count` (at most 2^14) elements that lie one behind the other, each less its mean and by
+ * its deviation, then by constants: output code = ((value * multiplier >> drop) + offset), rounded,
+ * >> shift, where a standardized value has `bits` behind the point. */
+typedef struct {
+    uint32_t groups;
+    uint16_t count;
+    uint8_t lift; /* by which count times a code, less their sum, may go left */
+    uint8_t bits;
+    uint64_t epsilon;          /* in steps of the input times count, squared, times 2^16 */
+    const int16_t *multiplier; /* count of them, Q15, relative to 2^exponent */
+    const int32_t *offset;     /* count of them, at most 2^29 */
+    int16_t out_zero;
+    uint8_t drop, shift;
+    int8_t exponent;
+} tf_layer_normalization;
+
 /* Elementwise product; `b` may be a smaller tensor. */
 typedef struct {
     tf_broadcast b;
@@ -295,6 +311,9 @@ void tf_rearrange_forward(const tf_rearrangement *layer, const int8_t *input, in
 /* output may be the input itself. */
 void tf_scaling_forward(const tf_scaling *layer, const int8_t *input, int8_t *output,
                         uint8_t *mask);
+/* output may be the input itself. */
+void tf_layer_normalization_forward(const tf_layer_normalization *layer, const int8_t *input,
+                                    int8_t *output, uint8_t *mask);
 void tf_gather_forward(const tf_selection *layer, const int8_t *input, int8_t *output);
 /* output may be the input itself. */
 void tf_lookup_forward(const tf_lookup *layer, const int8_t *input, int8_t *output, uint32_t size);
@@ -370,6 +389,10 @@ void tf_rearrange_input_gradient(const tf_rearrangement *layer, const int16_t *e
  * be error itself. */
 void tf_scaling_input_gradient(const tf_scaling *layer, const int16_t *error, const tf_scale *scale,
                                const int8_t *input, int16_t *out, tf_scale *out_scale);
+/* input: the codes that the forward kernel has seen. out may be error itself. */
+void tf_layer_normalization_input_gradient(const tf_layer_normalization *layer,
+                                           const int16_t *error, const tf_scale *scale,
+                                           const int8_t *input, int16_t *out, tf_scale *out_scale);
 /* An entry's error is the sum of those of its copies, 0 where it has none. */
 void tf_gather_input_gradient(const tf_selection *layer, const int16_t *error,
                               const tf_scale *scale, int16_t *out, tf_scale *out_scale);

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from codegen.quantization.quantize import quantize
 from tests.codegen.test_compile import CALIBRATION, CDDL, COMPILERS, MODEL
 
 
+@cache
 def heavy_graph(weight_bytes: int) -> Graph:
     """The digits' network with a stretched head, so that the blob has about that many bytes."""
     graph = quantize(import_model(MODEL), load_calibration(CALIBRATION))

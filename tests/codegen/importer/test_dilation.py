@@ -230,3 +230,55 @@ def test_a_quantized_temporal_network_gives_the_classes_of_onnxruntime(tmp_path:
     expected = onnxruntime_oracle.outputs(quantized, samples)
     scores = simulate(graph, codes)[graph.head.name]
     assert (scores.argmax(axis=1) == expected.argmax(axis=1)).mean() >= 0.95
+
+
+def side_by_side(size: list[int], phases: list[int], channels: int) -> onnx.ModelProto:
+    """A convolution of pictures of each phase in a batch, as TensorFlow's converters write it."""
+    rank, kernel = len(size), [3] * len(size)
+    wide = [n + 2 * d for n, d in zip(size, phases, strict=True)]  # zeros before, for causality
+    parts = [n // d for n, d in zip(wide, phases, strict=True)]
+    made = [n - 2 for n in parts]
+    split = [each for pair in zip(parts, phases, strict=True) for each in pair]
+    axes = list(range(1, rank + 1))
+    order = [*(2 * a for a in axes), 0, *(2 * a - 1 for a in axes), 2 * rank + 1]
+    back = [rank, *(p for a in axes for p in (rank + a, a - 1)), 2 * rank + 1]
+    constants = {
+        "pads": np.array([0, *(2 * d for d in phases), 0, *[0] * (rank + 2)]),
+        "split": np.array([1, *split, channels]),
+        "batch": np.array([-1, *parts, channels]),
+        "apart": np.array([*phases, 1, *made, 4]),
+        "whole": np.array([1, *size, 4]),
+        "w": normal(4, channels, *kernel, seed=1),
+        "b": normal(4, seed=2),
+    }
+    first, last = [0, rank + 1, *axes], [0, *range(2, rank + 2), 1]
+    lines: list[tuple[str, str, str, dict[str, object]]] = [
+        ("Pad", "x pads", "padded", {}),
+        ("Reshape", "padded split", "parted", {}),
+        ("Transpose", "parted", "sorted", {"perm": order}),
+        ("Reshape", "sorted batch", "batched", {}),
+        ("Transpose", "batched", "turned", {"perm": first}),
+        ("Conv", "turned w b", "conv", {}),
+        ("Transpose", "conv", "last", {"perm": last}),
+        ("Reshape", "last apart", "divided", {}),
+        ("Transpose", "divided", "merged", {"perm": back}),
+        ("Reshape", "merged whole", "y", {}),
+    ]
+    nodes = [
+        helper.make_node(operator, inputs.split(), [output], output, **attributes)
+        for operator, inputs, output, attributes in lines
+    ]
+    return ending(nodes, constants, (*size, channels), "y", int(np.prod(size)) * 4)
+
+
+@pytest.mark.parametrize(
+    ("size", "phases"), [([12], [3]), ([8, 6], [2, 2]), ([6, 8], [3, 1]), ([4, 6], [1, 2])]
+)
+def test_phases_side_by_side_in_a_batch_are_a_dilation(size: list[int], phases: list[int]) -> None:
+    graph = same_as_onnxruntime(side_by_side(size, phases, 3), count=1)
+    samples = normal(40, *size, 3, seed=6)
+    quantized = quantize(graph, graph.arrange(samples))
+    codes = quantize_input(quantized, np.moveaxis(graph.arrange(samples), 1, -1))
+    got = simulate(quantized, codes)[quantized.head.name]
+    exact = evaluate(graph, graph.arrange(samples))[graph.head.output]
+    assert np.abs(got - exact).max() < 0.06 * np.ptp(exact)

@@ -1,4 +1,7 @@
-"""Files that PyTorch's exporters wrote (tests/codegen/models): every family, both exporters."""
+"""Files that PyTorch's exporters wrote (tests/codegen/models): every family, both exporters.
+
+Those of Keras are beside them where classes are compared.
+"""
 
 from __future__ import annotations
 
@@ -14,9 +17,15 @@ from codegen.operators.max_pool import MaxPool
 from codegen.quantization.quantize import quantize, quantize_input
 from codegen.quantization.report import simulate
 from tests.codegen.exported import MODELS, exported
-from tests.codegen.onnxruntime_oracle import outputs
+from tests.codegen.models.patterns import patterns
+from tests.codegen.onnxruntime_oracle import agreement, outputs
 
 FILES = sorted(path.name for kind in ("dynamo", "script") for path in MODELS.glob(f"*_{kind}.onnx"))
+# Of each family one file: both exporters give the same operations.
+CLASSIFIERS = [
+    *(name for i, name in enumerate(FILES) if i % 4 in (0, 3) and not name.startswith("autoenc")),
+    *("keras_pictures.onnx", "keras_signals.onnx"),
+]
 
 
 def inputs(graph: FloatGraph, count: int, seed: int = 5) -> np.ndarray:
@@ -35,6 +44,21 @@ def test_an_exported_model_evaluates_as_onnxruntime_does(name: str) -> None:
     got = evaluate(graph, graph.arrange(x))[graph.head.output]
     assert np.abs(expected).max() > 0.1
     np.testing.assert_allclose(got, expected, atol=1e-4 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("name", CLASSIFIERS)
+def test_samples_that_nobody_has_seen_get_onnxruntimes_classes(name: str) -> None:
+    graph = exported(name)
+    classes = graph.head.bias.size
+    seen, _ = patterns(graph.sample_shape, classes, 64, seed=1)
+    x, labels = patterns(graph.sample_shape, classes, 200, seed=2)
+    expected = outputs(onnx.load(MODELS / name), x)
+    # The network tells classes apart, so that agreeing with it means something.
+    assert len(set(expected.argmax(axis=1))) == classes
+    assert (expected.argmax(axis=1) == labels).mean() > 0.6
+    quantized = quantize(graph, graph.arrange(seen))
+    codes = quantize_input(quantized, np.moveaxis(graph.arrange(x), 1, -1))
+    assert agreement(simulate(quantized, codes)[quantized.head.name], expected) >= 0.95
 
 
 @pytest.mark.parametrize("name", [name for name in FILES if name.endswith("_dynamo.onnx")])

@@ -41,6 +41,8 @@ SPELLINGS: dict[str, list[Line]] = {
     "leaky": one("LeakyRelu", alpha=0.1),
     "elu": one("Elu", alpha=1.2),
     "selu": one("Selu"),
+    "celu": one("Celu", alpha=0.7),
+    "magnitude": one("Abs"),
     "softplus": one("Softplus"),
     "mish": one("Mish"),
     "gelu": one("Gelu"),

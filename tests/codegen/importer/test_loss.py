@@ -120,6 +120,13 @@ def test_labels_that_are_neither_classes_nor_targets_are_asked_about(
         assert choice(model, tmp_path, loss, x=IMAGES, y=y).loss == loss
 
 
+def test_classes_saved_as_floats_are_taken_as_the_message_says(tmp_path: Path) -> None:
+    model = dense_network((1, 4, 3), 3)
+    with pytest.raises(ModelError, match=r"but float32 \(.*save integers: y\.astype"):
+        choice(model, tmp_path, x=IMAGES, y=CLASSES.astype(np.float32))
+    assert choice(model, tmp_path, x=IMAGES, y=CLASSES.astype(np.int64)).loss == "cross-entropy"
+
+
 @pytest.mark.parametrize(("shape", "outputs", "form", "x", "y"), [
     ((1, 4, 3), 2, (), IMAGES, IMAGES[:, 0, 0, :2]),
     ((1, 4, 3), 1, (), IMAGES, IMAGES[:, 0, 0, 0]),

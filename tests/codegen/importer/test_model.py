@@ -269,7 +269,7 @@ CONV = helper.make_node("Conv", ["x", "w"], ["y"], "conv")
                    3), r"'mp' \(MaxPool\).*9x2 window is larger"),
         (with_head([helper.make_node("MaxPool", ["x"], ["y"], "wide", kernel_shape=[2, 2],
                                      dilations=[2, 2])], {}, "y", 3),
-         r"'wide' \(MaxPool\): attribute dilations = \[2, 2\]"),
+         r"'wide' \(MaxPool\): attribute dilations = \[2, 2\].*window of 3x3 without"),
         (with_head([helper.make_node("Conv", ["x", "w"], ["y"], "grouped", group=2)],
                    {"w": normal(7, 2, 3, 3)}, "y", 7, shape=(1, 4, 8, 8)),
          r"'grouped'.*group 2 doesn't fit"),
@@ -289,8 +289,6 @@ CONV = helper.make_node("Conv", ["x", "w"], ["y"], "conv")
                     "w2": normal(4, 10, 1, 1)}, "q", 4), "^node 'mix'.*mixes .* node 'shuffled'"),
         (with_head([CONV, helper.make_node("Pad", ["y", "p"], ["r"], "widen")],
                    {"w": W, "p": np.array([0, 0, 0, 0, 0, 4, 0, 0])}, "r", 8), "'widen'.*1x1 Conv"),
-        (with_head([CONV, helper.make_node("ReduceMean", ["y"], ["r"], "squash", axes=[1])],
-                   {"w": W}, "r", 1), "'squash'.*not channels"),
         (with_head([CONV, helper.make_node("Clip", ["y", "one"], ["r"], "high")],
                    {"w": W, "one": np.array(1, np.float32)}, "r", 4), "'high'.*must hold 0"),
         (with_head([CONV, helper.make_node("ReduceSum", ["y"], ["r"], "sum")], {"w": W}, "r", 4),
@@ -324,6 +322,36 @@ def test_what_normalizes_the_input_along_another_dimension_is_taken() -> None:
     assert_equals_onnxruntime(with_head(nodes, {"w": W, **constants}, "y", 4))
 
 
+def test_a_pool_with_dilations_can_be_replaced_as_the_message_says() -> None:
+    pool = helper.make_node("MaxPool", ["x"], ["y"], "wide", kernel_shape=[3, 3])
+    assert_equals_onnxruntime(with_head([pool], {}, "y", 3))
+
+
+@pytest.mark.parametrize(
+    ("shape", "pads", "order", "weight"),
+    [
+        ((9, 3), [0, 4, 0, 0, 0, 0], [0, 2, 1], (4, 3, 3)),
+        ((7, 6, 3), [0, 0, 1, 0, 0, 1, 2, 0], [0, 3, 1, 2], (4, 3, 3, 3)),
+    ],
+    ids=["causal", "picture"],
+)
+def test_zeros_around_a_picture_whose_channels_lie_last_are_its_convolutions_own(
+    shape: tuple[int, ...], pads: list[int], order: list[int], weight: tuple[int, ...]
+) -> None:
+    # As tf2onnx writes the Pad of full-integer models, and ZeroPadding and causal layers of others.
+    nodes = [
+        helper.make_node("Pad", ["x", "p"], ["padded"], "pad"),
+        helper.make_node("Transpose", ["padded"], ["turned"], "turn", perm=order),
+        helper.make_node("Conv", ["turned", "w"], ["y"], "conv"),
+    ]
+    constants = {"p": np.array(pads), "w": normal(*weight)}
+    proto = with_head(nodes, constants, "y", 4, shape=("n", *shape))
+    graph, x = import_proto(proto), normal(5, *shape, seed=42)
+    assert isinstance(graph.ops[0], FloatConv)
+    got = evaluate(graph, graph.arrange(x))[graph.head.output]
+    np.testing.assert_allclose(got, onnxruntime_oracle.run(proto, x)[0], atol=1e-4)
+
+
 def test_a_transpose_that_stands_in_the_way_can_be_left_out_as_the_message_says() -> None:
     second = helper.make_node("Conv", ["y", "w2"], ["z"], "second")
     assert_equals_onnxruntime(with_head([CONV, second], {"w": W, "w2": normal(4, 4, 1, 1)}, "z", 4))
@@ -346,8 +374,17 @@ def test_weights_in_a_file_that_is_gone_are_asked_for_by_name(tmp_path: Path) ->
 def test_an_activation_behind_the_classifier_is_refused_with_the_remedy() -> None:
     nodes, constants = head("x", 3)
     nodes.append(helper.make_node("Relu", ["logits"], ["more"], "extra"))
-    with pytest.raises(ModelError, match=r"'head', with an activation.*remove the activation"):
-        import_proto(model(nodes, constants, output="more"))
+    proto = model(nodes, constants, output="more")
+    with pytest.raises(
+        ModelError, match=r"'head', with an activation.*makes its tensor with --out"
+    ):
+        import_proto(proto)
+    assert import_proto(proto, output="logits").head.name == "head"
+    nodes[-1] = helper.make_node("Tanh", ["logits"], ["more"], "extra")
+    proto = model(nodes, constants, output="more")
+    with pytest.raises(ModelError, match=r"made by 'extra'; a model must end in a Gemm.*--output"):
+        import_proto(proto)
+    assert import_proto(proto, output="logits").head.name == "head"
 
 
 def test_what_follows_a_softmax_is_refused() -> None:
@@ -402,6 +439,22 @@ def test_control_flow_is_refused_with_the_remedy() -> None:
     )
     with pytest.raises(ModelError, match=r"'choice' \(If\).*without control flow"):
         import_proto(with_head([choice], {"yes": np.array(True)}, "y", 3))
+    # Not what decides about it, which would go with it.
+    deciding = [
+        helper.make_node("ReduceSum", ["x"], ["sum"], "sum", keepdims=0),
+        helper.make_node("Cast", ["sum"], ["yes"], "decide", to=TensorProto.BOOL),
+    ]
+    with pytest.raises(ModelError, match=r"'choice' \(If\).*without control flow"):
+        import_proto(with_head([*deciding, choice], {}, "y", 3))
+
+
+def test_a_product_of_two_activations_is_called_so() -> None:
+    nodes = [
+        helper.make_node("Transpose", ["x"], ["t"], perm=[0, 1, 3, 2]),
+        helper.make_node("MatMul", ["x", "t"], ["scores"], "attend"),
+    ]
+    with pytest.raises(ModelError, match=r"'attend' \(MatMul\): multiplies two activations"):
+        import_proto(with_head(nodes, {}, "scores", 3))
 
 
 def autoencoder(*tail: onnx.NodeProto, **constants: NDArray) -> onnx.ModelProto:
@@ -460,9 +513,11 @@ def test_an_output_that_is_neither_classes_nor_the_input_is_refused() -> None:
         (None, "no such file"),
         (b"", "no ONNX opset"),
         (b"\xff\xff\xff not an onnx file", "not a readable ONNX file"),
+        (b"\x1c\0\0\0TFL3", r"TFLite model: convert it with python -m tf2onnx\.convert"),
+        (b"PK\x03\x04", "PyTorch or Keras: export it from there"),
         (DIGITS.read_bytes()[:50_000], "not a readable ONNX file|breaks the ONNX rules"),
     ],
-    ids=["missing", "empty", "garbage", "cut off"],
+    ids=["missing", "empty", "garbage", "TFLite", "an archive", "cut off"],
 )
 def test_a_damaged_file_gives_one_clear_error(
     tmp_path: Path, content: bytes | None, message: str

@@ -12,6 +12,7 @@ from codegen.graph.floats import FloatConv, FloatGraph, FloatHead
 from codegen.importer.model import import_proto
 from codegen.operators.execution import evaluate
 from tests.codegen.dense_network import dense_network
+from tests.codegen.onnxruntime_oracle import run
 
 ML = "ai.onnx.ml"
 
@@ -62,6 +63,7 @@ def test_a_label_beside_probabilities_is_left_out(first: str) -> None:
     assert choice is not None
     assert (choice.loss, choice.output) == ("cross-entropy", "Softmax")
     assert choice.output_because == "'label' is made of it"
+    assert choice.class_names == ("7", "8", "9")
 
 
 def test_a_dictionary_of_probabilities_is_read_where_it_comes_from() -> None:
@@ -76,11 +78,35 @@ def test_a_dictionary_of_probabilities_is_read_where_it_comes_from() -> None:
     assert choice is not None
     assert (choice.output, choice.output_because) == ("Softmax", "'label', 'map' are made of it")
     assert imported(model, "map").loss_choice.output == "Softmax"
+    assert imported(model, "Softmax").loss_choice.class_names == ("7", "8", "9")
 
 
 def test_a_label_alone_is_trained_by_its_scores() -> None:
     model = with_outputs(dense_network((4,), 3), label_of("scores"), ["label"], **NAMES)
     assert imported(model).loss_choice.output == "scores"
+
+
+def test_the_name_of_the_largest_class_is_looked_up_in_a_table() -> None:
+    nodes = [
+        helper.make_node("ArgMax", ["scores"], ["place"], axis=1, keepdims=0),
+        helper.make_node("Gather", ["names", "place"], ["name"]),
+    ]
+    model = with_outputs(dense_network((4,), 3), nodes, ["name"], **NAMES)
+    assert imported(model).loss_choice.output == "scores"
+
+
+def test_probabilities_one_by_one_and_the_largest_of_them_are_made_of_all() -> None:
+    ends = {"starts": np.array([1]), "ends": np.array([2])}
+    nodes = [
+        *label_of("Softmax"),
+        helper.make_node("Slice", ["Softmax", "starts", "ends", "starts"], ["part"]),
+        helper.make_node("Flatten", ["part"], ["second"]),
+        helper.make_node("ReduceMax", ["Softmax"], ["best"], axes=[1]),
+    ]
+    outputs = ["label", "second", "best"]
+    model = with_outputs(dense_network((4,), 3, "Softmax"), nodes, outputs, **ends, **NAMES)
+    choice = imported(model).loss_choice
+    assert (choice.loss, choice.output) == ("cross-entropy", "Softmax")
 
 
 def test_the_probabilities_of_no_and_yes_are_one_answer() -> None:
@@ -154,14 +180,46 @@ def test_a_scaler_of_features_goes_into_the_network() -> None:
     np.testing.assert_allclose(got, expected, atol=1e-5)
 
 
-def test_a_linear_classifier_is_refused_by_its_own_name() -> None:
+@pytest.mark.parametrize(
+    ("classes", "end"),
+    [(3, "NONE"), (3, "SOFTMAX"), (2, "NONE"), (2, "LOGISTIC"), (2, "SOFTMAX"), (3, "LOGISTIC")],
+)
+def test_a_linear_classifier_is_a_layer_with_a_logit_for_each_class(classes: int, end: str) -> None:
+    draw = np.random.default_rng(3)
+    weight, bias = draw.normal(size=(classes, 8)), draw.normal(size=classes)
+    if classes == 2:  # as scikit-learn's converter writes a yes or no
+        weight[0], bias[0] = -weight[1], -bias[1]
     nodes = [
         helper.make_node(
-            "LinearClassifier", ["r"], ["label", "raw"], "linear", domain=ML,
-            coefficients=[0.5] * 24, intercepts=[0.0] * 3, classlabels_ints=[0, 1, 2],
+            "LinearClassifier", ["r"], ["label", "raw"], "linear", domain=ML, post_transform=end,
+            coefficients=weight.reshape(-1), intercepts=bias, classlabels_ints=range(classes),
         ),
         helper.make_node("Normalizer", ["raw"], ["probabilities"], domain=ML, norm="L1"),
     ]  # fmt: skip
     model = with_outputs(dense_network((4,), 3), nodes, ["label", "probabilities"])
-    with pytest.raises(ModelError, match=r"node 'linear' \(ai.onnx.ml.LinearClassifier\): .*Gemm"):
-        imported(model)
+    graph = imported(model)
+    assert (graph.head.loss, graph.loss_choice.output) == ("cross-entropy", "raw")
+    x = draw.normal(size=(40, 4)).astype(np.float32)
+    logits = evaluate(graph, x.reshape(-1, 4, 1, 1))[graph.head.output]
+    rows = [run(model, one[np.newaxis], ["label", "raw"]) for one in x]
+    label, raw = (np.concatenate(parts) for parts in zip(*rows, strict=True))
+    assert np.array_equal(logits.argmax(axis=1), label)
+    if end != "NONE" and (classes == 2 or end == "SOFTMAX"):
+        logits = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    if classes == 2 or end != "LOGISTIC":
+        np.testing.assert_allclose(logits, raw, atol=1e-5)
+
+
+def test_a_linear_regressor_is_a_layer_with_a_row_for_each_target() -> None:
+    draw = np.random.default_rng(3)
+    weight, bias = draw.normal(size=(2, 8)), draw.normal(size=2)
+    linear = helper.make_node(
+        "LinearRegressor", ["r"], ["values"], "linear", domain=ML, targets=2,
+        coefficients=weight.reshape(-1), intercepts=bias,
+    )  # fmt: skip
+    model = with_outputs(dense_network((4,), 3), [linear], ["values"])
+    graph = import_proto(model, "net", "none")
+    x = draw.normal(size=(10, 4)).astype(np.float32)
+    found = evaluate(graph, x.reshape(-1, 4, 1, 1))[graph.head.output]
+    expected = np.concatenate([run(model, one[np.newaxis])[0] for one in x])
+    np.testing.assert_allclose(found, expected, atol=1e-5)

@@ -15,9 +15,11 @@ from codegen.errors import ModelError
 from codegen.graph.ir import Graph
 from codegen.importer.model import import_model, import_proto
 from codegen.importer.qoperator import QOPERATORS
+from codegen.quantization.checks import check_integers
 from codegen.quantization.quantize import quantize, quantize_input
 from codegen.quantization.report import simulate
 from tests.codegen.exported import MODELS, exported
+from tests.codegen.models.patterns import patterns
 from tests.codegen.onnxruntime_oracle import agreement, outputs, quantize_file, run
 
 FAMILIES = ("ds_cnn", "fire", "inertial", "lenet", "mobilenet_v2", "resnet8")
@@ -157,7 +159,7 @@ def test_every_integer_operator_gives_onnxruntimes_classes() -> None:
         assert difference.max() <= 1, name
         assert (difference > 0).mean() < 0.001, name
     known = {n.op_type for n in nodes}
-    assert set(QOPERATORS) - known == {"QLinearReduceMean", "QLinearSoftmax"}
+    assert set(QOPERATORS) - known == {"NhwcMaxPool", "QLinearReduceMean", "QLinearSoftmax"}
 
 
 def test_a_softmax_and_a_mean_of_codes_end_a_network() -> None:
@@ -179,16 +181,27 @@ def test_a_softmax_and_a_mean_of_codes_end_a_network() -> None:
     )
 
 
-def test_channels_last_is_refused_and_taken_as_it_was_before() -> None:
+def test_operators_on_channels_last_are_those_on_channels_first() -> None:
     nodes, constants = every_operator()
-    pool = next(n for n in nodes if n.op_type == "QLinearAveragePool")
-    pool.attribute.append(helper.make_attribute("channels_last", 1))
-    with pytest.raises(
-        ModelError, match=r"'p' \(com\.microsoft\.QLinearAveragePool\).*channels_last = 1"
-    ):
-        import_proto(linear(nodes, constants))
-    pool.attribute[-1].i = 0
-    import_proto(linear(nodes, constants))
+    plain = linear(nodes, constants)
+    by_output = {n.output[0]: n for n in nodes}
+    for name in ("c", "p", "gp"):
+        last = [a for a in by_output[name].attribute if a.name != "channels_last"]
+        del by_output[name].attribute[:]
+        by_output[name].attribute.extend([*last, helper.make_attribute("channels_last", 1)])
+        by_output[name].domain = "com.microsoft"
+    by_output["mp"].op_type, by_output["mp"].domain = "NhwcMaxPool", "com.microsoft"
+    by_output["cat"].attribute[0].i = 3
+    by_output["c"].input[0] = "xq.last"
+    nodes.insert(1, node("Transpose", "xq", "xq.last", perm=[0, 2, 3, 1]))
+    nodes.insert(
+        nodes.index(by_output["flat"]), node("Transpose", "gp", "turned", perm=[0, 3, 1, 2])
+    )
+    by_output["flat"].input[0] = "turned"
+    turned = linear(nodes, constants)
+    x = np.random.default_rng(19).normal(0, 1.2, (20, 3, 8, 8)).astype(np.float32)
+    assert np.array_equal(outputs(turned, x), outputs(plain, x))
+    assert_same_integers(*(quantize(import_proto(model), None) for model in (plain, turned)))
 
 
 def test_a_dynamically_quantized_model_is_refused_and_taken_as_the_remedy_says(
@@ -202,6 +215,19 @@ def test_a_dynamically_quantized_model_is_refused_and_taken_as_the_remedy_says(
     samples = np.random.default_rng(3).normal(size=(8, *shape)).astype(np.float32)
     quantize_file(source, target, samples, quant_format=QuantFormat.QOperator)
     import_model(target)
+
+
+def test_what_onnxruntimes_optimizer_fused_is_refused_and_taken_as_it_was_before() -> None:
+    codes = np.random.default_rng(3).integers(-127, 128, (6, 3, 3, 3)).astype(np.int8)
+    nodes, constants = weights(codes, np.int8(0))
+    fused = next(n for n in nodes if n.op_type == "Conv")
+    fused.op_type, fused.domain = "FusedConv", "com.microsoft"
+    fused.attribute.append(helper.make_attribute("activation", "Relu"))
+    with pytest.raises(ModelError, match=r"'conv' .*FusedConv.*give the model as it was before"):
+        import_proto(linear(nodes, constants))
+    nodes[nodes.index(fused)] = node("Conv", "xd w", "sum")
+    nodes.insert(4, node("Relu", "sum", "conv"))
+    import_proto(linear(nodes, constants))
 
 
 # Weights that aren't symmetric int8.
@@ -248,27 +274,42 @@ def test_weights_about_another_zero_point_are_exact_where_their_channels_fit() -
     assert share_of_same_classes(model, graph, x) >= 0.95
 
 
-def test_weights_beyond_the_devices_are_refused_with_the_loss_and_taken_as_the_remedy_says(
-    tmp_path: Path,
+def test_weights_beyond_the_devices_are_coded_again_in_coarser_steps() -> None:
+    random = np.random.default_rng(3)
+    codes = random.integers(0, 256, (6, 3, 3, 3)).astype(np.uint8)
+    codes[:, 0, 0, 0] = 255
+    codes[1] = random.integers(128 - 20, 128 + 20, codes[1].shape)  # fits as it is
+    model = linear(*weights(codes, np.uint8(100)))
+    float_graph = import_proto(model)
+    graph = quantize(float_graph, None)
+    (layer,) = graph.convolutions
+    step = layer.weight_scale
+    assert step[1] == pytest.approx(0.01, rel=1e-6)
+    made = layer.weight * step.reshape(-1, 1, 1, 1)
+    wanted = 0.01 * (codes.transpose(0, 2, 3, 1).astype(float) - 100)
+    off = np.abs(made - wanted).max(axis=(1, 2, 3))
+    assert (off <= np.abs(wanted).max(axis=(1, 2, 3)) * 0.0041).all()
+    x = random.normal(0, 1.5, (60, 3, 8, 8)).astype(np.float32)
+    assert share_of_same_classes(model, graph, x) >= 0.95
+    found = check_integers(graph, float_graph)
+    assert [(f.check, f.layer, f.value) for f in found] == [("coarser-weights", "conv", 5.0)]
+
+
+@pytest.mark.parametrize("quant_format", [QuantFormat.QDQ, QuantFormat.QOperator])
+def test_onnxruntimes_unsigned_weights_give_its_classes(
+    quant_format: QuantFormat, tmp_path: Path
 ) -> None:
-    source = MODELS / "resnet8_script.onnx"
-    shape = exported(source.name).sample_shape
-    samples = np.random.default_rng(3).normal(size=(16, *shape)).astype(np.float32)
-    target = tmp_path / "quantized.onnx"
-
-    def quantized(weight: QuantType) -> Path:
-        quantize_file(
-            source, target, samples, activation=QuantType.QUInt8, weight=weight, per_channel=False
-        )
-        return target
-
-    with pytest.raises(
-        ModelError,
-        match=r"layer '/stem/stem\.0/Conv': its weights reach 1\d\d steps .* 1 of its 4 channels "
-        r"would be off by up to 0\.3\d% of their largest weight.*weight_type=QuantType\.QInt8",
-    ):
-        import_model(quantized(QuantType.QUInt8))
-    import_model(quantized(QuantType.QInt8))
+    source, target = MODELS / "resnet8_script.onnx", tmp_path / "quantized.onnx"
+    original = exported(source.name)
+    samples, _ = patterns(original.sample_shape, original.head.bias.size, 124, seed=3)
+    quantize_file(
+        source, target, samples[:24], activation=QuantType.QUInt8, weight=QuantType.QUInt8,
+        per_channel=False, quant_format=quant_format,
+    )  # fmt: skip
+    float_graph = import_model(target)
+    graph = quantize(float_graph, None)
+    assert "coarser-weights" in {f.check for f in check_integers(graph, float_graph)}
+    assert share_of_same_classes(onnx.load(target), graph, samples[24:]) >= 0.95
 
 
 def test_a_head_of_any_zero_point_is_exact_to_its_16_bits() -> None:

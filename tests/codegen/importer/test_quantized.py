@@ -146,6 +146,24 @@ def test_what_copies_codes_and_is_coded_otherwise_than_its_input_is_requantized(
     assert [op.name for op in graph.ops if isinstance(op, Requantize)] == ["copy_recoded"]
 
 
+def tile(source: str) -> list[NodeProto]:
+    return [
+        helper.make_node("Constant", [], ["times"], value_ints=[1, 1, 2, 2]),
+        helper.make_node("Tile", [source, "times"], ["copied"], "copy"),
+    ]
+
+
+@pytest.mark.parametrize("copy", [resize, tile])
+def test_codes_that_are_repeated_keep_their_scale(copy: Callable[[str], list[NodeProto]]) -> None:
+    nodes = [*FIRST, RELU, *codes("r", "y", "positive")]
+    nodes[-1:] = [*copy("y q"), nodes[-1]]
+    nodes[-1].input[0] = "copied"
+    graph = assert_gives_onnxruntimes_outputs(network(nodes, "y", "positive"))
+    copies = [op for op in graph.ops if op.name.startswith("copy")]
+    assert copies
+    assert all(graph.tensors[op.output].scale == np.float32(0.05) for op in copies)
+
+
 def test_zeros_around_a_tensor_are_coded_with_it() -> None:
     nodes = [
         helper.make_node("Constant", [], ["around"], value_ints=[0, 0, 1, 1, 0, 0, 1, 1]),

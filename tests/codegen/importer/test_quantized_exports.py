@@ -21,9 +21,11 @@ from codegen.program.lowering import lower
 from codegen.program.plans import default_plans
 from codegen.quantization.calibration import uncoded
 from codegen.quantization.quantize import quantize, quantize_input
+from codegen.quantization.report import simulate
 from codegen.reference.interpreter import Interpreter
 from tests.codegen.exported import MODELS, exported
-from tests.codegen.onnxruntime_oracle import outputs, quantize_file
+from tests.codegen.models.patterns import patterns
+from tests.codegen.onnxruntime_oracle import agreement, outputs, quantize_file
 
 FAMILIES = sorted(path.name.removesuffix("_dynamo.onnx") for path in MODELS.glob("*_dynamo.onnx"))
 # The first operations of this one, on its input, are none that onnxruntime quantizes.
@@ -91,6 +93,28 @@ def test_a_quantized_export_gives_onnxruntimes_outputs(
     # onnxruntime rounds its outputs to 8 bits (1/510 of their range at most), we don't; single
     # steps of difference come from floats that land on the other side of a half.
     assert np.abs(got - expected).max() < 0.03 * np.ptp(expected)
+
+
+@pytest.mark.parametrize(
+    "name", ["mobilenet_v3_script", "resnet8_dynamo", "keras_pictures", "ds_cnn_script"]
+)
+def test_samples_that_nobody_has_seen_get_the_quantized_files_classes(
+    name: str, tmp_path: Path
+) -> None:
+    source, target = MODELS / f"{name}.onnx", tmp_path / "quantized.onnx"
+    original = exported(source.name)
+    shape, classes = original.sample_shape, original.head.bias.size
+    seen, _ = patterns(shape, classes, 48, seed=1)
+    x, labels = patterns(shape, classes, 100, seed=2)
+    quantize_file(source, target, seen)
+    expected = outputs(onnx.load(target), x)
+    assert (expected.argmax(axis=1) == labels).mean() > 0.6
+    float_graph = import_model(target)
+    measured = float_graph.arrange(seen) if uncoded(float_graph) else None
+    graph = quantize(float_graph, measured)
+    codes = quantize_input(graph, np.moveaxis(float_graph.arrange(x), 1, -1))
+    got = simulate(graph, codes)[graph.head.name]
+    assert agreement(got, expected) >= 0.95
 
 
 def test_activations_coded_symmetrically_keep_their_lower_end(tmp_path: Path) -> None:

@@ -9,8 +9,8 @@ from onnxruntime.quantization import QuantType
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
 from codegen.arithmetic.layers import logit_scale
-from codegen.errors import CalibrationError, ModelError
-from codegen.graph.ir import Conv, DepthwiseConv
+from codegen.errors import CalibrationError
+from codegen.graph.ir import Conv
 from codegen.importer.model import import_model, import_proto
 from codegen.operators.execution import evaluate
 from codegen.program.lowering import lower
@@ -152,22 +152,6 @@ def test_a_half_quantized_model_needs_a_calibration_set_for_the_rest(
             )
     measured, stored = mixed.tensors[left_out[0]], whole.tensors[left_out[0]]
     assert 0.5 < measured.scale / stored.scale < 2.0
-
-
-def test_asymmetric_weights_are_refused_with_the_remedy(
-    samples: np.ndarray, tmp_path: Path
-) -> None:
-    path = quantized_digits(tmp_path, samples, QuantType.QInt8, per_channel=False)
-    model = onnx.load(str(path))
-    graph = quantize(import_proto(model), None)
-    assert all(isinstance(op, (Conv, DepthwiseConv)) for op in graph.convolutions)
-    conv = next(node for node in model.graph.node if node.op_type == "Conv")
-    reader = next(node for node in model.graph.node if conv.input[1] in node.output)
-    zero = next(entry for entry in model.graph.initializer if entry.name == reader.input[2])
-    shape = onnx.numpy_helper.to_array(zero).shape
-    zero.CopyFrom(onnx.numpy_helper.from_array(np.full(shape, 3, np.int8), zero.name))
-    with pytest.raises(ModelError, match="symmetric int8"):
-        import_proto(model)
 
 
 def test_the_float_graph_of_a_quantized_model_saturates_where_its_codes_do(

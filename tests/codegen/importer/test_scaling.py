@@ -124,6 +124,20 @@ def test_a_reshape_behind_constants_takes_them_along() -> None:
     assert_evaluates(graph, proto, x)
 
 
+def test_slopes_as_keras_spells_them_evaluate_as_onnxruntime_does() -> None:
+    stem, weights = conv("x", "stem", 3, 6)
+    nodes = [
+        stem,
+        node("Relu", "stem", "above"),
+        node("Neg", "stem", "negative"),
+        node("Relu", "negative", "below"),
+        node("Mul", "below slopes", "sloped"),
+        node("Add", "above sloped", "end"),
+    ]
+    slopes = -np.abs(normal(6, 1, 1))
+    assert_equals_onnxruntime(with_head(nodes, {**weights, "slopes": slopes}, "end", 6))
+
+
 def test_slopes_of_one_value_are_a_table() -> None:
     stem, weights = conv("x", "stem", 3, 6)
     slope = np.full((6, 1, 1), 0.25, np.float32)

@@ -154,8 +154,7 @@ def test_one_row_of_a_picture_evaluates_as_onnxruntime_does() -> None:
 @pytest.mark.parametrize(
     ("cut", "constants", "reason"),
     [
-        (node("Gather", "stem i", "cut", axis=1), {"i": np.zeros((2, 2), np.int64)}, "one row"),
-        (node("Gather", "stem i", "cut", axis=1), {"i": ints(6)}, "within it"),
+        (node("Gather", "stem i", "cut", axis=1), {"i": ints(6)}, "of a dimension of 6"),
         (node("Slice", "stem a b c", "cut"), {"a": ints(4), "b": ints(2), "c": ints(1)},
          "picks 0 of dimension 1"),
         (node("Split", "stem a", "cut other", axis=1), {"a": ints(2, 3)}, "inconsistent"),
@@ -187,3 +186,25 @@ def test_a_shuffle_unit_agrees_with_onnxruntime_in_int8(tmp_path: Path) -> None:
     quantize_file(tmp_path / "float.onnx", tmp_path / "qdq.onnx", x)
     coded = onnx.load(tmp_path / "qdq.onnx")
     assert agreement(import_proto(coded), coded, x) >= 0.95
+
+
+@pytest.mark.parametrize("places", [np.arange(6), np.array([3, 0, 1, 5, 2, 4])])
+def test_a_table_of_indices_makes_as_many_dimensions(places: np.ndarray) -> None:
+    """As PyTorch exports AdaptiveAvgPool2d(1) of a channels-last example: node_as_strided."""
+    stem, weights = conv("x", "stem", 3, 6)
+    nodes = [
+        stem,
+        node("ReduceMean", "stem", "mean", axes=[2, 3]),
+        node("Reshape", "mean all", "row"),
+        node("Gather", "row places", "strided", axis=0),
+        node("Reshape", "strided flat", "features"),
+        node("Gemm", "features hw", "logits"),
+    ]
+    constants = {
+        "all": ints(-1), "places": places.reshape(1, 6, 1, 1), "flat": ints(1, 6),
+        "hw": normal(6, 4), **weights,
+    }  # fmt: skip
+    proto = model(nodes, constants, shape=(1, 3, 7, 6))
+    assert_equals_onnxruntime(proto)
+    chosen = [op for op in import_proto(proto).ops if isinstance(op, Gather)]
+    assert bool(chosen) == bool(np.diff(places).min() < 0)

@@ -41,6 +41,7 @@ def test_ten_classes_with_a_dictionary_of_probabilities() -> None:
     assert graph.loss_choice is not None
     assert graph.loss_choice.loss == "cross-entropy"
     assert "'output_label', 'output_probability' are made" in graph.loss_choice.output_because
+    assert graph.loss_choice.class_names == ()  # as they are numbered
     classes = said_by_the_device(graph, DIGITS)
     assert (classes == said_by_onnxruntime("sklearn_digits", DIGITS)).mean() >= 0.95
 
@@ -50,6 +51,7 @@ def test_a_yes_or_no_whose_labels_are_words() -> None:
     assert graph.loss_choice is not None
     assert (graph.loss_choice.loss, graph.head.bias.size) == ("binary", 1)
     # Classes of scikit-learn are in alphabetic order: yes is low.
-    words = np.array(["high", "low"])[said_by_the_device(graph, DIGITS)]
+    assert graph.loss_choice.class_names == ("high", "low")
+    words = np.array(graph.loss_choice.class_names)[said_by_the_device(graph, DIGITS)]
     assert (words == said_by_onnxruntime("sklearn_high", DIGITS)).mean() >= 0.95
     assert {"high", "low"} == set(words)

@@ -142,3 +142,54 @@ class ConvolutionalAutoencoder(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.fc(self.layers(x).flatten(1)).view(-1, 1, 8, 8)
+
+
+class ConvNextBlock(nn.Module):
+    """Depthwise convolution, then two layers along the channels, which come last."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.depthwise = nn.Conv2d(width, width, 7, padding=3, groups=width)
+        self.normal = nn.LayerNorm(width, eps=1e-6)
+        self.layers = nn.Sequential(nn.Linear(width, 2 * width), nn.GELU())
+        self.project = nn.Linear(2 * width, width)
+        self.scale = nn.Parameter(torch.full((width,), 0.5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        inner = self.normal(self.depthwise(x).permute(0, 2, 3, 1))
+        inner = self.scale * self.project(self.layers(inner))
+        return x + inner.permute(0, 3, 1, 2)
+
+
+class ConvNext(nn.Module):
+    """Patches, normalized, a block, and a classifier of the normalized mean."""
+
+    def __init__(self, width: int = 16, classes: int = 5) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(3, width, 4, 4)
+        self.first = nn.LayerNorm(width, eps=1e-6)
+        self.block = ConvNextBlock(width)
+        self.last = nn.LayerNorm(width, eps=1e-6)
+        self.classifier = nn.Linear(width, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(self.patches(x).permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        return self.classifier(self.last(self.block(x).mean((2, 3))))
+
+
+class SequenceNetwork(nn.Module):
+    """Normalized layers along the features of a sequence (time, features), as transformers have."""
+
+    def __init__(self, inputs: int = 6, width: int = 16, classes: int = 5) -> None:
+        super().__init__()
+        self.first = nn.LayerNorm(inputs)
+        self.embed = nn.Linear(inputs, width)
+        self.normal = nn.LayerNorm(width)
+        self.layers = nn.Sequential(nn.Linear(width, 2 * width), nn.GELU())
+        self.project = nn.Linear(2 * width, width)
+        self.classifier = nn.Linear(width, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(self.first(x))
+        x = x + self.project(self.layers(self.normal(x)))
+        return self.classifier(x.mean(1))

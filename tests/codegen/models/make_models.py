@@ -1,9 +1,10 @@
 """Writes the ONNX files of this folder with both of PyTorch's exporters.
 
 Needs `pip install torch==2.13.0 onnxscript`; run it as `python -m tests.codegen.models.make_models`
-from the root of the repository. Weights are random (seeded), and so are the statistics of batch
-normalization, so that folding them wrongly shows. `NAME_dynamo.onnx` is the exporter that traces
-with torch.export, `NAME_script.onnx` the older one that goes through TorchScript.
+from the root of the repository. Weights and the statistics of batch normalization begin at random
+(seeded), so that folding them wrongly shows; those of classifiers are trained for some seconds, so
+that they tell classes apart as other people's networks do. `NAME_dynamo.onnx` is the exporter that
+traces with torch.export, `NAME_script.onnx` the older one that goes through TorchScript.
 """
 
 from __future__ import annotations
@@ -15,11 +16,17 @@ from pathlib import Path
 import onnx
 import torch
 from torch import nn
+from torch.nn import functional
 
 from tests.codegen.models.networks import NETWORKS
+from tests.codegen.models.patterns import patterns
 
 HERE = Path(__file__).parent
 OPSETS = (17, 18, 20)
+TRAINING_SAMPLES = 512
+STEPS = 250
+BATCH = 64
+LEARNING_RATE = 0.01
 
 
 def prepared(make: Callable[[], nn.Module]) -> nn.Module:
@@ -35,6 +42,27 @@ def prepared(make: Callable[[], nn.Module]) -> nn.Module:
             nn.init.uniform_(part.running_var, 0.4, 2.0)
             nn.init.uniform_(part.weight, 0.6, 1.4)
             nn.init.normal_(part.bias, std=0.3)
+        if isinstance(part, nn.LayerNorm):
+            nn.init.uniform_(part.weight, 0.6, 1.4)
+            nn.init.normal_(part.bias, std=0.3)
+    return module.eval()
+
+
+def trained(module: nn.Module, shape: tuple[int, ...]) -> nn.Module:
+    """The classifier ``module`` after some epochs of `patterns`."""
+    with torch.no_grad():
+        classes = module(torch.zeros(1, *shape)).shape[1]
+    samples, labels = map(torch.from_numpy, patterns(shape, classes, TRAINING_SAMPLES, seed=0))
+    optimizer = torch.optim.Adam(module.parameters(), LEARNING_RATE)
+    module.train()
+    for _ in range(STEPS):
+        batch = torch.randint(len(samples), (BATCH,))
+        optimizer.zero_grad()
+        outputs = module(samples[batch])
+        probabilities = bool((outputs >= 0).all())
+        scores = outputs.log() if probabilities else outputs
+        functional.cross_entropy(scores, labels[batch]).backward()
+        optimizer.step()
     return module.eval()
 
 
@@ -81,9 +109,13 @@ def export(
 
 def main() -> None:
     warnings.simplefilter("ignore")
+    torch.set_num_threads(1)  # sums in one order
     for index, (name, (make, shape)) in enumerate(NETWORKS.items()):
         opset = OPSETS[index % len(OPSETS)]
-        export(prepared(make), shape, HERE / name, opset, dynamic=index % 2 == 0)
+        module = prepared(make)
+        if not name.startswith("autoencoder"):
+            module = trained(module, shape)
+        export(module, shape, HERE / name, opset, dynamic=index % 2 == 0)
 
 
 if __name__ == "__main__":

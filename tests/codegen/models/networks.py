@@ -14,12 +14,15 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from tests.codegen.models.convolution_networks import (
+    ConvNext,
     ConvolutionalAutoencoder,
     MatchboxNet,
     ResNext,
+    SequenceNetwork,
     ShuffleNet,
     TemporalNetwork,
 )
+from tests.codegen.models.light_networks import ConvMixer, GhostNet, MobileOne
 from tests.codegen.models.recurrent_networks import BothDirections, GruKeywords, StackedLstm
 
 
@@ -533,6 +536,11 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "shufflenet": (ShuffleNet, (3, 16, 16)),
     "resnext": (ResNext, (3, 12, 12)),
     "autoencoder_upsampling": (ConvolutionalAutoencoder, (1, 8, 8)),
+    "convmixer": (ConvMixer, (3, 20, 20)),
+    "ghostnet": (GhostNet, (3, 20, 20)),
+    "mobileone": (MobileOne, (3, 20, 20)),
+    "convnext": (ConvNext, (3, 20, 20)),
+    "sequence": (SequenceNetwork, (20, 6)),
     "gru_keywords": (GruKeywords, (1, 25, 10)),
     "stacked_lstm": (StackedLstm, (16, 6)),
     "both_directions": (BothDirections, (12, 5)),

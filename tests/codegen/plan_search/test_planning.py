@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,18 +18,16 @@ from codegen.firmware.boards import Board, load_board
 from codegen.firmware.host_engine import HostEngine
 from codegen.firmware.toolchain import find_toolchain
 from codegen.graph.ir import Graph
-from codegen.plan_search import finetune, pictures, planning
+from codegen.plan_search import finalists, finals, finetune, pictures
 from codegen.plan_search.costs import Round
-from codegen.plan_search.planning import (
-    HIGHEST_SUM,
-    PlanningResult,
-    Settings,
-    find_plans,
-)
+from codegen.plan_search.finalists import HEAD_ONLY, HIGHEST_SUM
+from codegen.plan_search.finals import Finals
+from codegen.plan_search.planning import PlanningResult, Settings, find_plans
 from codegen.plan_search.proof import Bench, Linked, Proof
+from codegen.plan_search.race import Outcome, Rules
 from codegen.plan_search.samples import Samples
 from codegen.plan_search.training import Schedule
-from codegen.program.plans import Plan, PlanSpec, load_plan, resolve
+from codegen.program.plans import LastLayers, Plan, PlanSpec, WeightSpec, load_plan, resolve
 from fleet.protocol.delta_coding import encode
 from simulator.machines.measure import measure
 from tests.codegen.random_graphs import random_graph
@@ -38,14 +36,15 @@ pytestmark = pytest.mark.slow
 
 CDDL = Path(__file__).parents[3] / "fleet" / "protocol" / "tinyfleet.cddl"
 BOARD = load_board("stm32f746")
-SETTINGS = Settings(schedule=Schedule(epochs=1, learning_rate=0.02, seed=1))
-
+FINALS = Finals(Rules(seeds=2), epochs=1, learning_rate=0.02)
+SETTINGS = Settings(schedule=Schedule(epochs=1, learning_rate=0.02, seed=1), finals=FINALS)
 
 FRESH = Settings(
     method="fisher",
     last=2,
     schedule=Schedule(epochs=1, learning_rate=0.05, seed=1),
     round=Round(40, 1),
+    finals=FINALS,
 )
 
 
@@ -106,8 +105,8 @@ def _images_are_measured_once() -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Proof, "_measure", once)
-        patch.setattr(planning, "FRONT_POINTS", 5)
-        patch.setattr(planning, "LEFT_OUT", 2)
+        patch.setattr(finalists, "FRONT_POINTS", 5)
+        patch.setattr(finalists, "LEFT_OUT", 2)
         yield
 
 
@@ -119,9 +118,10 @@ def unlimited() -> PlanningResult:
 def comparable(result: PlanningResult) -> Any:
     return (
         result.contributions,
-        result.head_only,
+        result.summed_gain,
+        result.race,
         [
-            (p.name, p.plan, p.predicted, p.costs, p.linked.rounds, p.measured)
+            (p.name, p.origin, p.plan, p.predicted, p.costs, p.linked.rounds, p.standing)
             for p in result.proposals
         ],
     )
@@ -152,41 +152,75 @@ def test_the_best_plan_is_within_all_limits_as_linked_and_trained(
     assert {weight.chosen_by for weight in result.best.spec.weights} <= {None, "fisher"}
 
 
-def test_the_best_plan_is_the_one_that_measured_best(unlimited: PlanningResult) -> None:
-    measured = [p.measured.loss for p in unlimited.proposals]
-    assert unlimited.best.measured.loss == min(measured)
-    gains = [p.predicted for p in unlimited.proposals]
+def test_the_best_plan_is_the_smallest_that_ties_with_the_lowest_loss(
+    unlimited: PlanningResult,
+) -> None:
+    finished = [p for p in unlimited.proposals if not p.standing.stopped]
+    lowest = min(finished, key=lambda p: p.standing.mean_loss)
+    assert unlimited.race.leader == lowest.origin
+    tied = [p for p in finished if p.standing.ties]
+    assert unlimited.best == min(tied, key=lambda p: p.costs.sram_bytes)
+    assert all(len(p.standing.outcomes) == FINALS.rules.seeds for p in finished)
+    gains = [p.predicted for p in unlimited.proposals if p.predicted is not None]
     assert unlimited.highest_sum.predicted == max(gains) > 0
     assert len({p.plan.id for p in unlimited.proposals}) == len(unlimited.proposals) > 3
 
 
-def test_a_sum_that_does_not_add_up_is_not_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
-    def measure_and_spoil(trial: Any, selections: Any, *others: Any) -> Any:
-        """Of several layers' weights together nothing is learnt."""
-        scores = finetune.measure(trial, selections, *others)
-        return {
-            selection: dataclasses.replace(score, losses=tuple(2 * loss for loss in score.losses))
-            if len(selection.channels) > 1
-            else score
-            for selection, score in scores.items()
-        }
+def losing(condition: Callable[[Plan], bool]) -> Callable[..., Outcome]:
+    """What replaces training: the plans of which this is true do badly, all others well."""
 
-    monkeypatch.setattr(planning, "measure", measure_and_spoil)
+    def trained(self: Any, name: str, schedule: Schedule) -> Outcome:
+        loss = 1.0 + condition(self._plans[name])
+        return Outcome((0, 1, 2), (loss, loss + 0.1, loss), (True, False, True))
+
+    return trained
+
+
+def test_a_sum_that_does_not_add_up_is_not_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    several = losing(lambda plan: len(plan.weights) > 1)
+    monkeypatch.setattr(finals._Track, "_one", several)
     result = plans(SETTINGS)
     assert len(result.highest_sum.plan.weights) > 1
     assert len(result.best.plan.weights) <= 1
+    assert result.best.predicted is not None
+    assert result.highest_sum.predicted is not None
     assert result.best.predicted < result.highest_sum.predicted
     assert HIGHEST_SUM in result.plan_file()["plans"]
     assert result.best.linked.report.id == result.best.plan.id
 
 
+def test_a_plan_of_the_users_own_is_chosen_where_it_does_best(
+    monkeypatch: pytest.MonkeyPatch, unlimited: PlanningResult
+) -> None:
+    graph, _ = case()
+    own = PlanSpec(name="mine", biases=[graph.convolutions[-2].name])
+    wanted = resolve(own, graph).id
+    monkeypatch.setattr(finals._Track, "_one", losing(lambda plan: plan.id != wanted))
+    head = next(p for p in unlimited.proposals if p.origin == HEAD_ONLY)
+    room = head.costs.sram_bytes + 2_000
+    large = PlanSpec(
+        name="large",
+        biases=LastLayers(last=len(graph.convolutions)),
+        weights=[WeightSpec(layer=op.name) for op in graph.convolutions],
+    )
+    same = head.spec.model_copy(update={"name": "same"})
+    given = (own, large, same)
+    result = plans(dataclasses.replace(SETTINGS, given=given, sram_bytes=room))
+    assert (result.best.origin, result.best.plan.id) == ("mine", wanted)
+    assert result.best.predicted is None
+    assert result.plan_file()["plans"]["best"]["biases"] == [graph.convolutions[-2].name]
+    # One that is too large is left out by name, one that was found as well isn't trained twice.
+    assert "large" in result.left_out
+    assert [p.plan.id for p in result.proposals].count(head.plan.id) == 1
+
+
 def test_smaller_plans_promise_less(unlimited: PlanningResult) -> None:
     front = [p for p in unlimited.proposals if p.name.startswith("sram-")]
     assert front
-    gains = [p.predicted for p in front]
+    gains = [p.predicted or 0.0 for p in front]
     assert [p.costs.sram_bytes for p in front] == sorted(p.costs.sram_bytes for p in front)
     assert gains == sorted(gains)
-    assert gains[-1] < unlimited.highest_sum.predicted
+    assert gains[-1] < (unlimited.highest_sum.predicted or 0.0)
 
 
 def test_options_are_measured_beside_the_best_plan(unlimited: PlanningResult) -> None:

@@ -68,6 +68,7 @@ def test_what_does_not_fit_the_model_is_refused_with_the_remedy(
         ({"x": x[0], "y": y}, r"x of shape"),
         ({"x": x, "y": y[1:]}, r"y of shape \(11,\) for 12 samples"),
         ({"x": x, "y": y.astype(float)}, r"y of float64; classes are integers"),
+        ({"x": x, "y": y.astype(str)}, r"y has words, as .*; give numbers of classes"),
         ({"x": x, "y": y + 1}, rf"y has class {classes}; the model's {classes} classes are 0 … "),
         ({"x": x, "y": y - 1}, r"y has class -1"),
         ({"x": x[:5], "y": y[:5]}, r"5 samples; at least 6"),
@@ -84,7 +85,8 @@ def test_what_does_not_fit_the_model_is_refused_with_the_remedy(
 def test_channels_that_come_last_are_recognized(tmp_path: Path) -> None:
     graph = next(g for g, _ in map(random_graph, range(9)) if g.tensors[g.input].shape[2] == 3)
     x = np.zeros((12, *graph.tensors[graph.input].shape), np.float32)
-    with pytest.raises(CalibrationError, match=r"channels come last: give x.transpose"):
+    remedy = r"channels come last: give x.transpose\(0, 3, 1, 2\); with the ONNX file \(--model\)"
+    with pytest.raises(CalibrationError, match=remedy):
         load_samples(save(tmp_path, x=x, y=labels(graph, 12)), graph)
 
 

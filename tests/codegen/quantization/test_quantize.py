@@ -12,10 +12,11 @@ from numpy.typing import NDArray
 
 from codegen.errors import CalibrationError
 from codegen.graph import ir
-from codegen.graph.floats import NO_CLAMP, Clamp, FloatConv, FloatGraph, FloatHead
+from codegen.graph.floats import NO_CLAMP, Clamp, Coding, FloatConv, FloatGraph, FloatHead
 from codegen.importer.model import import_model
 from codegen.operators.add import FloatAdd
-from codegen.operators.execution import evaluate
+from codegen.operators.average_pool import AveragePool
+from codegen.operators.execution import evaluate, execute
 from codegen.operators.global_average_pool import GlobalAveragePool
 from codegen.quantization.calibration import Method, RangeRule, activation_code
 from codegen.quantization.calibration_set import load_calibration
@@ -108,6 +109,26 @@ def test_shapes_are_those_that_the_device_uses() -> None:
     assert isinstance(depthwise, ir.DepthwiseConv)
     assert depthwise.weight.shape == (3, 3, 6)
     assert all(op.bias.dtype == np.int32 for op in (conv, depthwise, quantized.head))
+
+
+def test_a_mean_of_many_pixels_has_a_scale_of_its_own_where_its_inputs_would_waste_its_codes() -> (
+    None
+):
+    graph, size = small_graph(), (20, 20)
+    shapes = {name: (shape[0], *size) for name, shape in graph.shapes.items()}
+    graph = dataclasses.replace(graph, shapes={**shapes, "pool": (6, 1, 1)})
+    x = np.random.default_rng(1).normal(size=(40, 3, *size)).astype(np.float32)
+    quantized = quantize(graph, x)
+    source, mean = (quantized.tensors[name] for name in ("sum", "pool"))
+    assert mean.scale < source.scale / 4
+    assert any(isinstance(op, AveragePool) for op in quantized.ops)
+    (exact,) = (values for op, _, values in execute(graph, x) if op.output == "pool")
+    found = simulate(quantized, quantize_input(quantized, x.transpose(0, 2, 3, 1)))["pool"]
+    assert np.abs(found.reshape(exact.shape) - exact).mean() < source.scale / 8
+    # A file that codes what the mean is of, and not the mean, has chosen for both.
+    coded = dataclasses.replace(graph, codings={"sum": Coding(source.scale, source.zero_point)})
+    kept = quantize(coded, x).tensors["pool"]
+    assert (kept.scale, kept.zero_point) == (source.scale, source.zero_point)
 
 
 def test_the_pool_keeps_scale_and_zero_point_of_its_input() -> None:

@@ -11,12 +11,13 @@ from hypothesis import strategies as st
 
 from codegen.arithmetic.layers import logit_scale
 from codegen.graph.ir import Conv, DepthwiseConv, Graph, inputs_of
+from codegen.operators import operator_of
 from codegen.operators.add import Add
 from codegen.operators.average_pool import AveragePool
 from codegen.operators.functions import evaluated
 from codegen.operators.global_average_pool import GlobalAveragePool
 from codegen.operators.lookup import Lookup
-from codegen.operators.rearrange import REARRANGE, Rearrange
+from codegen.operators.rearrange import Rearrange
 from codegen.program.lowering import lower
 from codegen.reference.float_autodiff import cosines, forward_integers
 from codegen.reference.interpreter import Interpreter
@@ -45,11 +46,9 @@ def exact_output(graph: Graph, op: object, known: dict[str, np.ndarray]) -> np.n
         value, name = real(op.inputs[0]) + real(op.inputs[1]), op.output
     elif isinstance(op, Lookup):
         value, name = evaluated(op.function, real(op.input))[0], op.output
-    elif isinstance(op, Rearrange):
-        value, name = (
-            REARRANGE.evaluate(op, [real(op.input).transpose(2, 0, 1)[None]])[0],
-            op.output,
-        )
+    elif isinstance(op, (AveragePool, Rearrange)):
+        picture = [real(op.input).transpose(2, 0, 1)[None]]
+        value, name = operator_of(op).evaluate(op, picture)[0], op.output
         value = value.transpose(1, 2, 0)
     elif isinstance(op, GlobalAveragePool):
         return known[op.input].mean(axis=(0, 1))[None, None, :]

@@ -44,13 +44,17 @@ class PoolCase:
 
 
 def pool_case(seed: int, largest: bool) -> PoolCase:
-    """A pool of any window, stride and padding; an average in its own scale or the input's."""
+    """A pool of any window, stride and padding; an average in its own scale or the input's.
+
+    Zeros that an average counts may be more than its window, as a Pad's by itself are.
+    """
     draw = np.random.default_rng([seed, 7])
     height, width = draw.integers(1, 10, 2).tolist()
     channels = int(draw.integers(1, 10))
     window = int(draw.integers(1, min(height, 5) + 1)), int(draw.integers(1, min(width, 5) + 1))
     stride = int(draw.integers(1, 4)), int(draw.integers(1, 4))
-    most = [length - 1 for length in window]
+    wide = not largest and draw.random() < 0.3
+    most = [length + 2 if wide else length - 1 for length in window]
     pad = Padding(*(int(draw.integers(0, most[i % 2] + 1)) for i in range(4)))
     size = window_output_shape(window, stride, pad, (height, width))
     x = Tensor("x", (height, width, channels), 0.02, int(draw.integers(-128, 128)))
@@ -61,7 +65,7 @@ def pool_case(seed: int, largest: bool) -> PoolCase:
     if largest:
         op = MaxPool("pool", "x", "y", window, stride, pad)
     else:
-        counted = pad if draw.random() < 0.5 else Padding()
+        counted = pad if wide or draw.random() < 0.5 else Padding()
         op = AveragePool("pool", "x", "y", window, stride, pad, counted)
     tensors = {"x": x, "y": Tensor("y", (*size, channels), scale, zero)}
     return PoolCase(op, Graph("case", "x", tensors, (op,)))

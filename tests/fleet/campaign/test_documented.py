@@ -79,7 +79,7 @@ def test_the_drops_that_gates_notice_are_those_of_the_code() -> None:
 def test_so_many_devices_pass_a_failure_gate_as_the_page_says() -> None:
     assert "at most 13.9 % fail" in PAGE
     assert "it needs 29 devices" in PAGE
-    assert "and 13.9%" in judge_failures(FailureGate(), 20, {}).reason
+    assert "and 13.9 %" in judge_failures(FailureGate(), 20, {}).reason
     assert judge_failures(FailureGate(), 28, {}).outcome is Outcome.TOO_LITTLE_EVIDENCE
     assert judge_failures(FailureGate(), 29, {}).outcome is Outcome.PASS
 

@@ -100,7 +100,7 @@ def test_the_report_is_shown_and_lies_in_the_bundle(tinyfleet: Run, tmp_path: Pa
     for layer in report.comparison.layers:
         assert layer.layer in shown.stdout
     assert "200 samples, the same class" in shown.stdout
-    assert f"{report.comparison.top1_agreement:.1%} of them" in shown.stdout
+    assert f"{100 * report.comparison.top1_agreement:.1f} % of them" in shown.stdout
     facts = json.loads(tinyfleet(*call, "--json").stdout)
     assert facts["quantization"] == json.loads((out / QUANTIZATION).read_text())
     assert {plan["name"] for plan in facts["plans"]} == {"small", "middle", "full"}

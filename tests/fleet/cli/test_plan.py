@@ -30,7 +30,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def arguments(data: Path, out: Path) -> list[object]:
     return [
         "plan", MODEL, "--board", "stm32f407", "--data", data, "--calibration", CALIBRATION,
-        "--last", 3, "--epochs", 1, "--out", out,
+        "--last", 3, "--epochs", 1, "--final-epochs", 2, "--final-seeds", 2, "--out", out,
     ]  # fmt: skip
 
 
@@ -42,9 +42,17 @@ def test_the_plan_that_is_written_compiles_within_the_limit(
     sram = 19_500
     instructions = 1_200_000
     limits = ["--sram-bytes", sram, "--uplink-bytes", 1_500, "--instructions", instructions]
-    made = tinyfleet(*arguments(data, out), *limits, "--json")
+    (tmp_path / "own.json").write_text('{"name": "own", "biases": {"last": 1}}')
+    own = ["--candidate", tmp_path / "own.json"]
+    made = tinyfleet(*arguments(data, out), *limits, *own, "--json")
     assert made.returncode == 0, made.stderr
     facts = json.loads(made.stdout)
+    measured = {plan["origin"]: plan["measured"] for plan in facts["plans"]}
+    assert {facts["chosen"], facts["leader"]} <= set(measured)
+    assert "own" in facts["left_out"]
+    assert measured[facts["leader"]]["behind"] is None
+    assert measured[facts["chosen"]]["ties"]
+    assert all(0 < of["seeds"] <= 2 for of in measured.values())
     assert facts["best"]["linked_sram_bytes"]["total"] <= sram
     assert facts["best"]["measured_delta_bytes"] <= 1_500
     assert facts["best"]["measured_instructions"] <= instructions
@@ -72,10 +80,15 @@ def test_the_plan_that_is_written_compiles_within_the_limit(
     shown = tinyfleet(*arguments(data, out), *limits, "--method", "fisher", *rounds)
     assert shown.returncode == 0, shown.stderr
     assert "nats per step" in shown.stdout
+    assert "Last choice: 2 epochs at 0.01, 2 seeds" in shown.stdout
+    assert "Plan best is " in shown.stdout
     assert "of a first round, from the model's own weights on, of 20 samples, 2 epochs" in (
         shown.stdout
     )
     assert f"--plan {out}#best" in shown.stdout
+    # Momentum keeps a second number for each weight, of which the best plan has as many as fit.
+    (momentum,) = [line for line in shown.stdout.splitlines() if "momentum 0.9" in line]
+    assert "beyond the limits" in momentum
 
 
 def test_what_does_not_fit_together_is_refused_in_one_message(

@@ -87,7 +87,7 @@ def test_a_live_page_shows_gates_with_their_limits_and_who_is_waited_for(
     labels = [one["aria-label"] for one in failed.all("svg") if "aria-label" in one]
     assert any("the limit is -5.0 points, not below" in one for one in labels)
     assert any("the limit is 30.0 %, not above" in one for one in labels)
-    assert "at 95% between" in failed.text
+    assert "at 95 % between" in failed.text
 
 
 def test_a_gate_that_trips_is_told_to_those_who_look(

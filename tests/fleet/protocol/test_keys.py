@@ -31,6 +31,12 @@ def a_task(**changes: object) -> Task:
     return replace(task, **changes)  # type: ignore[arg-type]
 
 
+def test_a_seed_has_the_key_that_monocypher_makes_of_it() -> None:
+    for _ in range(20):
+        made = SigningKey.generate()
+        assert SigningKey.of_seed(made.secret[: keys.KEY_BYTES]) == made
+
+
 @pytest.mark.parametrize("count", range(4))
 def test_a_signed_keyring_comes_back_and_is_its_authoritys(count: int) -> None:
     unmaskers = tuple(bytes([n]) * 32 for n in range(count))

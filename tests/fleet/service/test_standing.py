@@ -104,7 +104,7 @@ def test_a_gate_stands_beside_its_own_verdict_with_its_limit(site: Site) -> None
     score, failures = site.client("viewer").standing(made).standing[0].gates
     assert (score.gate, score.verdict) == ("score", None)
     assert score.text == "the mean accuracy falls by at most 2.0 points"
-    assert failures.text == "at most 20.0% of the devices fail"
+    assert failures.text == "at most 20.0 % of the devices fail"
     assert failures.verdict is not None
     assert failures.verdict.model_dump() == verdict
 

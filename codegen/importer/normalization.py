@@ -1,0 +1,339 @@
+"""What the importer does with normalizations of each sample, in one node or spelled in many.
+
+PyTorch writes a LayerNorm for opsets below 17, and Keras' exporters for any, as mean, difference,
+square, mean, sum with epsilon, root, and products and sums that differ from file to file.
+`find_normalizations` looks for these before any handler sees them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+from onnx import numpy_helper
+
+from codegen.graph.floats import NO_CLAMP
+from codegen.importer.draft import DraftGraph
+from codegen.importer.state import Affine, Array, ImportState, Node, View, size_of
+from codegen.operators.layer_normalization import FloatLayerNormalization
+
+_OTHERWISE = (
+    "use BatchNormalization, or normalize all channels together (LayerNormalization, "
+    "GroupNormalization of one group)"
+)
+
+
+def layer_normalization(state: ImportState, node: Node) -> None:
+    """LayerNormalization, or what `find_normalizations` has made, which says its axes."""
+    view = state.view(node)
+    rank = len(view.dims)
+    if "axes" not in node.attributes:
+        first = int(node.attributes.get("axis", -1)) % rank
+        places = tuple(range(first, rank))
+        scale = state.constant(node, 1, "scale")
+        bias = state.constant(node, 2, "bias") if node.input(2) else np.array(0.0)
+        _normalize(state, node, view, places, scale, bias)
+        return
+    axes = node.attributes["axes"]
+    places = tuple(range(2, rank)) if axes is None else tuple(axis % rank for axis in axes)
+    _normalize(state, node, view, tuple(sorted(places)), np.array(1.0), np.array(0.0))
+
+
+def group_normalization(state: ImportState, node: Node) -> None:
+    """GroupNormalization of one group: the whole picture."""
+    groups = int(node.attributes.get("num_groups", 0))
+    if groups != 1:
+        node.refuse(f"normalizes {groups} groups of channels by themselves; {_OTHERWISE}")
+    view = state.view(node)
+    scale, bias = (
+        state.constant(node, index, role).reshape(-1, *[1] * (len(view.dims) - 2))
+        for index, role in ((1, "scale"), (2, "bias"))
+    )
+    _normalize(state, node, view, tuple(range(1, len(view.dims))), scale, bias)
+
+
+def instance_normalization(state: ImportState, node: Node) -> None:
+    """InstanceNormalization of one channel, as which PyTorch writes a GroupNorm of one group."""
+    view = state.view(node)
+    if view.sizes[1] != 1:
+        node.refuse(f"normalizes {view.sizes[1]} channels by themselves; {_OTHERWISE}")
+    scale, bias = (state.constant(node, i, role) for i, role in ((1, "scale"), (2, "bias")))
+    _normalize(state, node, view, tuple(range(2, len(view.dims))), scale, bias)
+
+
+def _normalize(
+    state: ImportState, node: Node, view: View, places: tuple[int, ...], scale: Array, bias: Array
+) -> None:
+    """Normalizes the dimensions ``places`` together; constants broadcast along these."""
+    roles = state.roles(node, view, channels_last=places == (len(view.dims) - 1,))
+    group = [axis for place in places for axis in view.dims[place]]
+    elements = (*roles.height, *roles.width, *roles.channels)
+    last = elements[len(elements) - len(group) :]
+    if set(last) != set(group):
+        node.refuse(
+            f"normalizes dimensions {list(places)} of {list(view.sizes)} together; supported are "
+            f"the channels of each pixel, of whole rows, or of the whole picture: {_OTHERWISE}"
+        )
+    sizes, order = [size_of(view.dims[place]) for place in places], [group.index(a) for a in last]
+
+    def in_order(values: Array) -> Array:
+        split = np.broadcast_to(values, sizes).reshape([axis.size for axis in group])
+        return split.transpose(order).reshape(-1).copy()
+
+    epsilon = float(node.attributes.get("epsilon", 1e-5))
+    if epsilon < 0:
+        node.refuse(f"attribute epsilon = {epsilon:g}; it can't be negative, export it again")
+    name = state.unique(node.name)
+    op = FloatLayerNormalization(name, view.tensor, name, in_order(scale), in_order(bias), epsilon)
+    state.append_elementwise(node, op, view)
+
+
+def fold_into_normalizations(draft: DraftGraph) -> None:
+    """A sum or product with constants behind a normalization goes into that one's."""
+    for op in draft.each(Affine):
+        made = draft.ops.get(op.input)
+        if not isinstance(made, FloatLayerNormalization) or op.below is not None:
+            continue
+        if made.clamp != NO_CLAMP or made.output in draft.codings:
+            continue
+        if not draft.only_reader(made.output):
+            continue
+        shape, count = draft.shapes[made.output], len(made.gain)
+        gain, shift = (
+            np.moveaxis(np.broadcast_to(part, shape), 0, -1).reshape(-1, count)
+            for part in (op.gain, op.shift)
+        )
+        if np.ptp(gain, axis=0).any() or np.ptp(shift, axis=0).any():
+            continue  # one group has others than the next
+        draft.ops[made.output] = dataclasses.replace(
+            made, gain=made.gain * gain[0], shift=made.shift * gain[0] + shift[0]
+        )
+        coding = draft.codings.pop(op.output, None)
+        if coding is not None:
+            draft.codings[made.output] = coding
+        draft.remove(op, made.output)
+
+
+# Normalizations spelled in many nodes.
+
+
+class _Mean(NamedTuple):
+    """A mean of tensor ``of`` over ``axes`` (None: all but batch and channels), times ``sign``."""
+
+    of: str
+    axes: tuple[int, ...] | None
+    sign: int
+
+
+class _Spread(NamedTuple):
+    """One over the deviation of tensor ``of``, times the constants ``gains``."""
+
+    of: str
+    axes: tuple[int, ...] | None
+    epsilon: float
+    gains: tuple[str, ...]
+
+
+def find_normalizations(state: ImportState) -> None:
+    """Puts one LayerNormalization, and what follows, in the place of nodes that spell it.
+
+    What made their mean and deviation stays; nothing looks at it where nothing else needs it.
+    """
+    spelled = _Spelled(state)
+    state.nodes = [made for node in state.nodes for made in spelled.replaced(node)]
+
+
+class _Spelled:
+    """Nodes by what they make."""
+
+    def __init__(self, state: ImportState) -> None:
+        self._constants = state.constants
+        self._makers = {name: node for node in state.nodes for name in node.outputs if name}
+
+    def replaced(self, node: Node) -> Iterator[Node]:
+        """``node``, or if it is the last of a normalization, what stands for it."""
+        found = self._found(node)
+        if found is None:
+            yield node
+            return
+        spread, bias = found
+        steps = [("Mul", gain) for gain in spread.gains] + ([("Add", bias)] if bias else [])
+        outputs = [f"{node.outputs[0]}@{index}" for index in range(len(steps))] + [node.outputs[0]]
+        own: dict[str, Any] = {"axes": spread.axes, "epsilon": spread.epsilon}
+        yield dataclasses.replace(
+            node, operator="LayerNormalization", inputs=(spread.of,), outputs=(outputs[0],),
+            attributes=own,
+        )  # fmt: skip
+        for (operator, constant), source, output in zip(
+            steps, outputs[:-1], outputs[1:], strict=True
+        ):
+            inputs = (source, constant)
+            yield dataclasses.replace(
+                node, operator=operator, inputs=inputs, outputs=(output,), attributes={}
+            )
+
+    def _found(self, node: Node) -> tuple[_Spread, str] | None:
+        """The normalization that ``node`` ends, and the name of its bias if it adds that."""
+        sides = (node.inputs, node.inputs[::-1]) if len(node.inputs) == 2 else ()
+        match node.operator:
+            case "Div" if sides:
+                spread = self._deviation(node.inputs[1])
+                if spread is not None and self._is_centred(node.inputs[0], spread):
+                    return spread, ""
+            case "Mul":
+                for value, factor in sides:
+                    spread = self._spread(factor)
+                    if spread is not None and self._is_centred(value, spread):
+                        return spread, ""
+            case "Add":
+                for value, rest in sides:
+                    spread = self._scaled(value)
+                    bias = None if spread is None else self._less_mean(rest, spread)
+                    if spread is not None and bias is not None:
+                        return spread, bias
+            case "Sub":
+                spread = self._scaled(node.inputs[0])
+                if spread is not None and self._is_scaled_mean(node.inputs[1], spread, 1):
+                    return spread, ""
+        return None
+
+    def _scaled(self, name: str) -> _Spread | None:
+        """The deviation by which ``name`` is a tensor divided, not less its mean yet."""
+        for value, factor in self._sides(name, "Mul"):
+            spread = self._spread(factor)
+            if spread is not None and spread.of == value:
+                return spread
+        return None
+
+    def _less_mean(self, name: str, spread: _Spread) -> str | None:
+        """The bias where ``name`` is that less the scaled mean; '' where there is none."""
+        if self._is_scaled_mean(name, spread, -1):
+            return ""
+        for mean, bias in self._sides(name, "Add"):
+            if self._is_constant(bias) and self._is_scaled_mean(mean, spread, -1):
+                return bias
+        node = self._makers.get(name)
+        if node is not None and node.operator == "Sub" and self._is_constant(node.inputs[0]):
+            return node.inputs[0] if self._is_scaled_mean(node.inputs[1], spread, 1) else None
+        return None
+
+    def _is_scaled_mean(self, name: str, spread: _Spread, sign: int) -> bool:
+        return any(
+            self._mean(mean) == _Mean(spread.of, spread.axes, sign) and self._spread(by) == spread
+            for mean, by in self._sides(name, "Mul")
+        )
+
+    def _is_centred(self, name: str, spread: _Spread) -> bool:
+        return self._centred(name) == _Mean(spread.of, spread.axes, 1)
+
+    def _centred(self, name: str) -> _Mean | None:
+        """The mean that ``name`` is a tensor less of."""
+        node = self._makers.get(name)
+        if node is None or node.operator != "Sub":
+            return None
+        mean = self._mean(node.inputs[1])
+        return mean if mean is not None and mean.of == node.inputs[0] else None
+
+    def _mean(self, name: str) -> _Mean | None:
+        node = self._maker(name)
+        if node is None:
+            return None
+        if node.operator == "Neg":
+            mean = self._mean(node.inputs[0])
+            return None if mean is None else mean._replace(sign=-mean.sign)
+        if node.operator == "GlobalAveragePool":
+            return _Mean(node.inputs[0], None, 1)
+        if node.operator != "ReduceMean":
+            return None
+        axes = node.attributes.get("axes")
+        if node.input(1):
+            values = self._value(node.input(1))
+            axes = None if values is None else values.astype(int).reshape(-1).tolist()
+        return _Mean(node.inputs[0], tuple(sorted(axes)), 1) if axes else None
+
+    def _spread(self, name: str) -> _Spread | None:
+        """One over a deviation, perhaps times a constant."""
+        node = self._maker(name)
+        if node is None:
+            return None
+        match node.operator:
+            case "Reciprocal":
+                return self._deviation(node.inputs[0])
+            case "Div" if self._is_number(node.inputs[0], 1.0):
+                return self._deviation(node.inputs[1])
+            case "Pow" if self._is_number(node.inputs[1], -0.5):
+                return self._uncertain(node.inputs[0])
+        for value, gain in self._sides(name, "Mul"):
+            spread = self._spread(value) if self._is_constant(gain) else None
+            if spread is not None:
+                return spread._replace(gains=(*spread.gains, gain))
+        return None
+
+    def _deviation(self, name: str) -> _Spread | None:
+        node = self._maker(name)
+        root = node is not None and (
+            node.operator == "Sqrt"
+            or (node.operator == "Pow" and self._is_number(node.inputs[1], 0.5))
+        )
+        return self._uncertain(node.inputs[0]) if node is not None and root else None
+
+    def _uncertain(self, name: str) -> _Spread | None:
+        """A variance and epsilon, as what one over its root is."""
+        for variance, epsilon in self._sides(name, "Add"):
+            number = self._value(epsilon)
+            mean = self._mean(variance)
+            if number is None or number.size != 1 or mean is None or mean.sign < 0:
+                continue
+            centred = self._squared(mean.of)
+            if centred is not None and centred.axes == mean.axes and centred.sign > 0:
+                return _Spread(centred.of, centred.axes, float(number.reshape(-1)[0]), ())
+        return None
+
+    def _squared(self, name: str) -> _Mean | None:
+        """The mean less which a tensor is squared."""
+        node = self._makers.get(name)
+        if node is None:
+            return None
+        if node.operator == "Pow" and self._is_number(node.inputs[1], 2.0):
+            return self._centred(node.inputs[0])
+        if node.operator == "Mul" and node.inputs[0] == node.inputs[1]:
+            return self._centred(node.inputs[0])
+        return None
+
+    def _sides(self, name: str, operator: str) -> list[tuple[str, str]]:
+        """Both orders of the inputs of the ``operator`` that makes ``name``."""
+        node = self._makers.get(name)
+        if node is None or node.operator != operator or len(node.inputs) != 2:
+            return []
+        first, second = node.inputs
+        return [(first, second), (second, first)]
+
+    def _maker(self, name: str) -> Node | None:
+        """What makes ``name``, a mean or a deviation, before reshapes.
+
+        These can only be reshaped into dimensions of size 1 along what they stand for, or they
+        wouldn't fit the tensor that they are of.
+        """
+        node = self._makers.get(name)
+        while node is not None and node.operator in ("Cast", "Identity", "Reshape", "Unsqueeze"):
+            node = self._makers.get(node.inputs[0])
+        return node
+
+    def _value(self, name: str) -> Array | None:
+        """A constant of the file."""
+        if name in self._constants:
+            return np.asarray(self._constants[name], np.float64)
+        node = self._makers.get(name)
+        value = node.attributes.get("value") if node is not None else None
+        if node is None or node.operator != "Constant" or value is None:
+            return None
+        return np.asarray(numpy_helper.to_array(value), np.float64)
+
+    def _is_constant(self, name: str) -> bool:
+        return self._value(name) is not None
+
+    def _is_number(self, name: str, number: float) -> bool:
+        value = self._value(name)
+        return value is not None and value.size == 1 and float(value.reshape(-1)[0]) == number

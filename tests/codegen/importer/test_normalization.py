@@ -1,0 +1,215 @@
+"""Normalizations of each sample against onnxruntime, in every spelling that exporters have."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from codegen.errors import ModelError
+from codegen.graph.floats import FloatGraph
+from codegen.importer.model import import_model, import_proto
+from codegen.operators.execution import evaluate
+from codegen.operators.layer_normalization import FloatLayerNormalization
+from codegen.quantization.quantize import quantize, quantize_input
+from codegen.quantization.report import simulate
+from tests.codegen.importer.test_model import Constants, model, normal, with_head
+from tests.codegen.importer.test_selections import conv, ints, node
+from tests.codegen.onnxruntime_oracle import agreement, outputs, quantize_file
+
+Nodes = list[onnx.NodeProto]
+SPELLINGS = ("one", "torch", "products", "reciprocal", "keras", "offset", "bare")
+
+
+def spelled(kind: str, axis: int, source: str = "y", to: str = "n") -> tuple[Nodes, Constants]:
+    """A normalization of ``source`` along one axis, of which it has 6 entries."""
+    shape = (6, 1, 1) if axis == 1 else (6,)
+    constants = {
+        "gain": normal(*shape, seed=1) + 1, "bias": normal(*shape, seed=2),
+        "eps": np.array(1e-3, np.float32), "two": np.array(2.0, np.float32),
+        "one": np.array([1.0], np.float32),
+    }  # fmt: skip
+    if kind == "one":
+        names = f"{source} gain bias"
+        return [node("LayerNormalization", names, to, axis=axis, epsilon=1e-3)], constants
+    square = "c c" if kind in ("products", "keras") else "c two"
+    nodes = [
+        node("ReduceMean", source, "m", axes=[axis]),
+        node("Sub", f"{source} m", "c"),
+        node("Mul" if square == "c c" else "Pow", square, "s"),
+        node("ReduceMean", "s", "v", axes=[axis]),
+        node("Add", "eps v" if kind == "keras" else "v eps", "e"),
+        node("Sqrt", "e", "d"),
+    ]
+    scaled = [node("Reciprocal", "d", "r"), node("Mul", "r gain", "g")]
+    times = [*scaled, node("Mul", f"{source} g", "xg")]
+    end = {
+        "torch": [node("Div", "c d", "z"), node("Mul", "z gain", "zg"), node("Add", "zg bias", to)],
+        "products": [*scaled, node("Mul", "g c", "cg"), node("Add", "cg bias", to)],
+        "reciprocal": [node("Div", "one d", "r"), node("Mul", "c r", to)],
+        "keras": [
+            *times, node("Neg", "m", "m_"), node("Mul", "m_ g", "mg"), node("Add", "mg bias", "b_"),
+            node("Add", "xg b_", to),
+        ],
+        "offset": [
+            *times, node("Mul", "m g", "mg"), node("Sub", "bias mg", "b_"), node("Add", "b_ xg", to)
+        ],
+        "bare": [*times, node("Mul", "g m", "mg"), node("Sub", "xg mg", to)],
+    }  # fmt: skip
+    return [*nodes, *end[kind]], constants
+
+
+def signal(kind: str) -> onnx.ModelProto:
+    """Of a sequence (length, features), whose features are normalized."""
+    nodes, constants = spelled(kind, -1)
+    ends = [
+        node("ReduceMean", "n", "mean", axes=[1], keepdims=0),
+        node("Gemm", "mean hw", "logits"),
+    ]
+    weights = {"w": normal(4, 6), "hw": normal(6, 4)}
+    return model(
+        [node("MatMul", "x w", "y"), *nodes, *ends], constants | weights, shape=("batch", 9, 4)
+    )
+
+
+def picture(kind: str) -> onnx.ModelProto:
+    """Of a picture, whose channels come first."""
+    stem, weights = conv("x", "y", 3, 6)
+    nodes, constants = spelled(kind, 1)
+    return with_head([stem, *nodes], constants | weights, "n", 6)
+
+
+def normalizations(graph: FloatGraph) -> list[FloatLayerNormalization]:
+    return [op for op in graph.ops if isinstance(op, FloatLayerNormalization)]
+
+
+def assert_agrees(proto: onnx.ModelProto) -> FloatGraph:
+    """In real numbers, and in int8 for 95 of 100 samples; returns the graph."""
+    graph = import_proto(proto, loss="cross-entropy")
+    x = normal(120, *graph.sample_shape) + normal(120, *[1] * len(graph.sample_shape))
+    expected = outputs(proto, x)
+    found = evaluate(graph, graph.arrange(x))[graph.head.output]
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+    samples = graph.arrange(x)
+    device = quantize(graph, samples)
+    codes = quantize_input(device, samples.transpose(0, 2, 3, 1))
+    assert agreement(simulate(device, codes)[device.head.name], expected) >= 0.95
+    return graph
+
+
+@pytest.mark.parametrize("kind", SPELLINGS)
+def test_a_normalization_of_features_is_one_operation_however_it_is_spelled(kind: str) -> None:
+    graph = assert_agrees(signal(kind))
+    assert [len(op.gain) for op in normalizations(graph)] == [6]
+    assert len(graph.ops) == 4
+
+
+@pytest.mark.parametrize("kind", SPELLINGS[1:])
+def test_a_normalization_of_a_pictures_channels_is_one_operation_as_well(kind: str) -> None:
+    graph = assert_agrees(picture(kind))
+    assert [len(op.gain) for op in normalizations(graph)] == [6]
+    assert len(graph.ops) == 4
+
+
+def whole(operator: str, **attributes: object) -> onnx.ModelProto:
+    """A picture of 6 by 7 by 6 that is normalized as a whole, if that is what ``operator`` does."""
+    stem, weights = conv("x", "y", 3, 6)
+    groups = int(attributes.get("num_groups", 1))
+    shape = (6, 7, 6) if operator == "LayerNormalization" else (6,)
+    constants = {"gain": normal(*shape, seed=1) + 1, "bias": normal(*shape, seed=2)}
+    if operator != "InstanceNormalization":
+        nodes = [node(operator, "y gain bias", "n", **attributes)]
+        return with_head([stem, *nodes], constants | weights, "n", 6)
+    nodes = [
+        node("Reshape", "y long", "f"),
+        node("InstanceNormalization", "f ones zeros", "z"),
+        node("Reshape", "z deep", "zz"),
+        node("Mul", "zz gain", "zg"),
+        node("Add", "zg bias", "n"),
+    ]
+    more = {
+        "long": ints(0, groups, -1), "deep": ints(0, 6, 7, 6), "ones": np.ones(groups, np.float32),
+        "zeros": np.zeros(groups, np.float32),
+        **{name: values.reshape(6, 1, 1) for name, values in constants.items()},
+    }  # fmt: skip
+    return with_head([stem, *nodes], more | weights, "n", 6)
+
+
+@pytest.mark.parametrize(
+    ("operator", "attributes"),
+    [("LayerNormalization", {"axis": 1}), ("InstanceNormalization", {"num_groups": 1})],
+)
+def test_a_whole_picture_is_normalized(operator: str, attributes: dict[str, object]) -> None:
+    graph = assert_agrees(whole(operator, **attributes))
+    assert [len(op.gain) for op in normalizations(graph)] == [252]
+
+
+def test_a_group_normalization_of_one_group_is_that_of_the_whole_picture() -> None:
+    stem, weights = conv("x", "y", 3, 6)
+    nodes = [stem, node("GroupNormalization", "y gain bias", "n", num_groups=1)]
+    constants = {"gain": normal(6, seed=1) + 1, "bias": normal(6, seed=2)}
+    proto = with_head(nodes, constants | weights, "n", 6, opset=21)
+    assert [len(op.gain) for op in normalizations(assert_agrees(proto))] == [252]
+
+
+@pytest.mark.parametrize("groups", [2, 3, 6])
+def test_groups_of_channels_are_refused_and_one_group_is_not(groups: int) -> None:
+    with pytest.raises(
+        ModelError,
+        match=rf"'z' \(InstanceNormalization\): normalizes {groups} channels by themselves; "
+        r"use BatchNormalization, or .* \(LayerNormalization, GroupNormalization of one group\)",
+    ):
+        import_proto(whole("InstanceNormalization", num_groups=groups))
+    assert_agrees(whole("InstanceNormalization", num_groups=1))
+
+
+def test_rows_of_one_channel_are_refused_by_name_and_their_channels_are_not() -> None:
+    stem, weights = conv("x", "y", 3, 6)
+    weights |= {"gain": normal(6), "bias": normal(6)}
+    row = node("LayerNormalization", "y gain bias", "n", axis=-1)
+    with pytest.raises(ModelError, match=r"'n' \(Lay.*dimensions \[3\] .* \(LayerNormalization"):
+        import_proto(with_head([stem, row], weights, "n", 6))
+    nodes = [
+        node("Transpose", "y", "last", perm=[0, 2, 3, 1]),
+        node("LayerNormalization", "last gain bias", "normal", axis=-1),
+        node("Transpose", "normal", "n", perm=[0, 3, 1, 2]),
+    ]
+    assert_agrees(with_head([stem, *nodes], weights, "n", 6))
+
+
+def test_what_is_less_the_mean_of_another_tensor_is_no_normalization() -> None:
+    nodes, constants = spelled("torch", 1)
+    nodes[0] = node("ReduceMean", "other", "m", axes=[1])
+    stem, weights = conv("x", "y", 3, 6)
+    other, more = conv("x", "other", 3, 6)
+    proto = with_head([stem, other, *nodes], constants | weights | more, "n", 6)
+    with pytest.raises(ModelError, match=r"node .*; "):
+        import_proto(proto)
+
+
+def test_a_quantized_normalization_keeps_its_codes(tmp_path: Path) -> None:
+    """onnxruntime knows the node, not what spells it: that is refused with the way out."""
+    x = normal(150, 9, 4) + normal(150, 1, 1)
+    one, many = (tmp_path / f"{kind}.onnx" for kind in ("one", "torch"))
+    for path in (one, many):
+        onnx.save(signal(path.stem), path)
+        quantize_file(path, path, x[:60])
+    with pytest.raises(ModelError, match=r"'d' \(Sqrt\).*one node \(opset 17 or later\)"):
+        import_model(many, loss="cross-entropy")
+    graph = import_model(one, loss="cross-entropy")
+    assert len(normalizations(graph)) == 1
+    device = quantize(graph, None)
+    codes = quantize_input(device, graph.arrange(x).transpose(0, 2, 3, 1))
+    expected = outputs(onnx.load(one), x)
+    assert agreement(simulate(device, codes)[device.head.name], expected) >= 0.98
+
+
+def test_a_normalization_that_leads_to_one_of_two_layers_stays_as_it_is() -> None:
+    stem, weights = conv("x", "y", 3, 6)
+    nodes, constants = spelled("torch", 1)
+    nodes += [node("Relu", "zg", "bent"), node("Add", "bent n", "sum")]
+    graph = assert_agrees(with_head([stem, *nodes], constants | weights, "sum", 6))
+    (op,) = normalizations(graph)
+    assert np.ptp(op.shift) == 0.0

@@ -1,0 +1,115 @@
+"""Zeros around a picture or a signal, wherever its channels are, against onnxruntime."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import pytest
+
+from codegen.errors import ModelError
+from codegen.graph.floats import FloatConv, FloatGraph
+from codegen.graph.ir import Padding
+from codegen.importer.model import import_proto
+from codegen.operators.average_pool import AveragePool
+from tests.codegen.importer.test_model import Constants, model, normal
+from tests.codegen.importer.test_normalization import assert_agrees
+from tests.codegen.importer.test_selections import ints, node
+
+NHWC, NLC = ("batch", 8, 7, 3), ("batch", 20, 3)
+
+
+def ended(
+    nodes: list[onnx.NodeProto], constants: Constants, shape: tuple[object, ...]
+) -> FloatGraph:
+    """``nodes`` make 'y', whose mean a Gemm classifies; as in onnxruntime."""
+    axes = list(range(2, len(shape)))
+    ends = [
+        node("Relu", "y", "bent"),
+        node("ReduceMean", "bent", "mean", axes=axes, keepdims=0),
+        node("Gemm", "mean hw", "logits"),
+    ]
+    return assert_agrees(model([*nodes, *ends], {"hw": normal(8, 5), **constants}, shape=shape))
+
+
+def paddings(graph: FloatGraph) -> list[Padding]:
+    assert not any(isinstance(op, AveragePool) for op in graph.ops)
+    return [
+        op.padding for op in graph.ops if isinstance(op, FloatConv) and op.weight[0, 0].size > 1
+    ]
+
+
+def test_a_picture_whose_channels_are_last_is_padded_by_its_convolution() -> None:
+    nodes = [
+        node("Sub", "x by", "centred"),
+        node("Div", "centred by", "normal"),
+        node("Pad", "normal pads", "padded"),
+        node("Transpose", "padded", "first", perm=[0, 3, 1, 2]),
+        node("Conv", "first w", "y", strides=[2, 2]),
+    ]
+    constants = {
+        "by": np.abs(normal(1, 1, 1, 3)) + 0.3, "pads": ints(0, 0, 1, 0, 0, 1, 2, 0),
+        "w": normal(8, 3, 3, 3),
+    }  # fmt: skip
+    graph = ended(nodes, constants, NHWC)
+    assert graph.shapes[graph.input] == (3, 8, 7)
+    assert paddings(graph) == [Padding(0, 1, 1, 2)]
+
+
+def test_a_signal_is_padded_on_the_left_alone_before_each_layer() -> None:
+    nodes = [
+        node("Pad", "x early", "padded"),
+        node("Unsqueeze", "padded one", "deep"),
+        node("Transpose", "deep", "first", perm=[0, 3, 1, 2]),
+        node("Conv", "first w", "a"),
+        node("Squeeze", "a two", "short"),
+        node("Relu", "short", "b"),
+        node("Pad", "b late", "again"),
+        node("Unsqueeze", "again two", "wide"),
+        node("Conv", "wide v", "c", dilations=[1, 2]),
+        node("Squeeze", "c two", "y"),
+    ]
+    constants = {
+        "early": ints(0, 2, 0, 0, 0, 0), "late": ints(0, 0, 4, 0, 0, 0), "one": ints(1),
+        "two": ints(2), "w": normal(6, 3, 1, 3), "v": normal(8, 6, 1, 3),
+    }  # fmt: skip
+    graph = ended(nodes, constants, NLC)
+    assert paddings(graph)[0] == Padding(0, 2, 0, 0)
+
+
+@pytest.mark.parametrize("height", [1, 4])
+def test_what_is_padded_with_its_channels_last_can_be_read_as_it_is(height: int) -> None:
+    nodes = [
+        node("Transpose", "x", "first", perm=[0, 3, 1, 2]),
+        node("Conv", "first w", "a"),
+        node("Transpose", "a", "last", perm=[0, 2, 3, 1]),
+        node("Pad", "last pads", "padded"),
+        node("Pad", "padded more", "twice"),
+        node("Add", "twice by", "raised"),
+        node("Transpose", "raised", "y", perm=[0, 3, 1, 2]),
+    ]
+    constants = {
+        "w": normal(8, 3, 1, 1), "pads": ints(0, 1, 0, 0, 0, 0, 2, 0),
+        "more": ints(0, 0, 1, 0, 0, 0, 0, 0), "by": np.abs(normal(8)),
+    }  # fmt: skip
+    graph = ended(nodes, constants, ("batch", height, 7, 3))
+    assert any(isinstance(op, AveragePool) for op in graph.ops)
+
+
+def test_more_channels_are_refused_wherever_they_are() -> None:
+    nodes = [node("Pad", "x pads", "p"), node("Conv", "p w", "y")]
+    for pads in (ints(0, 1, 0, 0, 0, 0, 0, 1), ints(0, 1, 0, 1, 0, 0, 0, 1)):
+        proto = model(nodes, {"pads": pads, "w": normal(8, 4, 1, 1)}, output="y")
+        with pytest.raises(ModelError, match=r"'p' \(Pad\): pads = .* use a 1x1 Conv"):
+            import_proto(proto)
+
+
+def test_a_layer_of_batch_and_time_together_works_along_the_features() -> None:
+    nodes = [
+        node("Reshape", "x both", "flat"),
+        node("MatMul", "flat w", "a"),
+        node("Reshape", "a apart", "b"),
+        node("Transpose", "b", "y", perm=[0, 2, 1]),
+    ]
+    constants = {"both": ints(-1, 3), "apart": ints(-1, 20, 8), "w": normal(3, 8)}
+    graph = ended(nodes, constants, NLC)
+    assert graph.shapes[graph.input] == (3, 1, 20)

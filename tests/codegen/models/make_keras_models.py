@@ -1,0 +1,86 @@
+"""Writes keras_NAME.onnx: Keras networks through tf2onnx, channels last, with its Transposes.
+
+Needs `pip install tensorflow-cpu==2.21.0 tf2onnx==1.17.0`, in an environment of its own; run it as
+`python -m tests.codegen.models.make_keras_models` from the root of the repository. Weights are
+trained for some seconds (seeded).
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from tensorflow import keras
+from tensorflow.keras import layers
+
+from tests.codegen.models.patterns import patterns
+
+HERE = Path(__file__).parent
+CLASSES = 6
+OPSET = 17
+
+
+def pictures() -> keras.Model:
+    """MobileNet's blocks, padded as keras.applications does, a gate, and scaling inside."""
+    source = layers.Input((20, 20, 3))
+    x = layers.Rescaling(0.5, offset=0.1)(source)
+    x = layers.ZeroPadding2D(((0, 1), (0, 1)))(x)
+    x = layers.Conv2D(8, 3, strides=2, use_bias=False)(x)
+    x = layers.ReLU(6.0)(layers.BatchNormalization()(x))
+    gate = layers.GlobalAveragePooling2D(keepdims=True)(x)
+    gate = layers.Conv2D(8, 1, activation="sigmoid")(layers.Conv2D(4, 1, activation="relu")(gate))
+    x = layers.Multiply()([x, gate])
+    x = layers.SeparableConv2D(12, 3, strides=2, padding="same", use_bias=False)(x)
+    x = layers.Activation("swish")(layers.BatchNormalization()(x))
+    shortcut = x
+    x = layers.Conv2D(12, 3, padding="same")(x)
+    x = layers.ReLU()(layers.Add()([layers.BatchNormalization()(x), shortcut]))
+    x = layers.Dropout(0.2)(layers.GlobalAveragePooling2D()(x))
+    return keras.Model(source, layers.Dense(CLASSES, activation="softmax")(x))
+
+
+def signals() -> keras.Model:
+    """Windows of six channels over time: normalized, convolved causally, flattened."""
+    normalization = layers.Normalization(mean=[0.1] * 6, variance=[1.5] * 6)
+    return keras.Sequential([
+        layers.Input((48, 6)),
+        normalization,
+        layers.Conv1D(8, 5, padding="causal", activation="relu"),
+        layers.MaxPooling1D(2),
+        layers.Conv1D(12, 3, padding="causal", dilation_rate=2, use_bias=False),
+        layers.BatchNormalization(),
+        layers.LeakyReLU(negative_slope=0.1),
+        layers.AveragePooling1D(4),
+        layers.Flatten(),
+        layers.Dense(16, activation="relu"),
+        layers.Dense(CLASSES),
+    ])  # fmt: skip
+
+
+def trained(model: keras.Model) -> keras.Model:
+    """``model`` after some epochs of `patterns`."""
+    samples, labels = patterns(model.input_shape[1:], CLASSES, 512, seed=0)
+    loss = keras.losses.SparseCategoricalCrossentropy(
+        from_logits=model.layers[-1].activation is not keras.activations.softmax
+    )
+    model.compile(keras.optimizers.Adam(0.005), loss)
+    model.fit(samples, labels, batch_size=32, epochs=15, verbose=0)
+    return model
+
+
+def main() -> None:
+    """Writes the first by Keras, the other by way of a SavedModel, as Normalization needs it."""
+    keras.utils.set_random_seed(20261130)
+    options = {"format": "onnx", "opset_version": OPSET, "verbose": False}
+    trained(pictures()).export(HERE / "keras_pictures.onnx", **options)
+    with tempfile.TemporaryDirectory() as folder:
+        trained(signals()).export(folder, verbose=False)
+        convert = [sys.executable, "-m", "tf2onnx.convert", "--opset", str(OPSET)]
+        target = str(HERE / "keras_signals.onnx")
+        subprocess.run([*convert, "--saved-model", folder, "--output", target], check=True)
+
+
+if __name__ == "__main__":
+    main()
