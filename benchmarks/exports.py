@@ -109,8 +109,8 @@ def shown(results: Sequence[Figures]) -> list[list[object]]:
         [
             result.name,
             result.form,
-            f"{result.accuracy:.1%}",
-            f"{result.agreement:.1%}",
+            f"{100 * result.accuracy:.1f} %",
+            f"{100 * result.agreement:.1f} %",
             result.trained,
             result.sram_bytes,
             result.flash_bytes,

@@ -275,6 +275,11 @@ def compile_graph(
         ]
         made = build(fitting)
         _check_budget(made, board, suggest)
+    if board.engine_only:
+        notes.append(
+            f"engine only: there is no port for {board.name} yet, so that this firmware has no "
+            "line and can't write its flash; its sizes and instructions are what they will be"
+        )
     regions = FlashInfo.model_validate(made.manifest["flash"])
     if regions.samples.units == 1:
         notes.append(_log_fills(regions.samples, log[0]))

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from codegen.compile import compile_model
+from codegen.firmware.boards import Board
 from codegen.firmware.bundle import Bundle
 from codegen.firmware.flash_layout import Keep
 from codegen.firmware.toolchain import find_toolchain
@@ -21,7 +22,7 @@ Progress = Callable[[str, int, int], None]
 
 def compile_firmware(
     model: Path,
-    board: str,
+    board: str | Board,
     plans: Sequence[str],
     calibration: Path | None,
     out: Path,

@@ -22,7 +22,7 @@ from benchmarks.simulator.emulated import (
 )
 from codegen.firmware.bundle import Bundle
 from simulator.machines.protocol import StopReason
-from simulator.machines.qemu.machine import find_qemu
+from simulator.machines.qemu.process import find_qemu
 from simulator.machines.registry import MACHINES, boards_of, build_machine
 
 SAME_CORE = {"mps2-an386": "stm32f407", "mps2-an500": "stm32f746"}

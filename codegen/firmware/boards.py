@@ -26,6 +26,16 @@ LEAST_STACK_BYTES = 3072
 
 
 FlashName = Literal["internal", "external"]
+Cpu = Literal["cortex-m0plus", "cortex-m3", "cortex-m4", "cortex-m7", "cortex-m33", "cortex-m55"]
+_EXTENSIONS: dict[Cpu, tuple[set[bool], set[bool]]] = {
+    "cortex-m0plus": ({False}, {False}),
+    "cortex-m3": ({False}, {False}),
+    "cortex-m4": ({True}, {False}),
+    "cortex-m7": ({True}, {False}),
+    "cortex-m33": ({False, True}, {False}),
+    "cortex-m55": ({True}, {False, True}),
+}
+"""What each core may say of ``dsp`` and of ``mve``."""
 
 
 class _Frozen(BaseModel):
@@ -102,9 +112,11 @@ class Board(_Frozen):
 
     name: str = Field(pattern=r"^[A-Za-z0-9_-]{1,32}$")
     title: str
-    cpu: Literal["cortex-m4", "cortex-m7", "cortex-m33", "cortex-m55"]
+    cpu: Cpu
     fpu: str
     dsp: bool
+    mve: bool = False
+    """Whether the core has the vector extension (Helium) for integers."""
     clock_hz: Positive
     active_milliwatts: Positive | None = None
     """What the microcontroller takes while it computes at this clock; None where nobody knows."""
@@ -115,6 +127,18 @@ class Board(_Frozen):
     flash: Flash
     external_flash: ExternalFlash | None = None
     defines: dict[str, int] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _core_exists(self) -> Board:
+        for name, there, may_be in zip(
+            ("dsp", "mve"), (self.dsp, self.mve), _EXTENSIONS[self.cpu], strict=True
+        ):
+            if there not in may_be:
+                raise ValueError(
+                    f"{name} {json.dumps(there)}: "
+                    f"a {self.cpu} {'never has' if there else 'always has'} it"
+                )
+        return self
 
     @model_validator(mode="after")
     def _sizes_fit(self) -> Board:
@@ -131,6 +155,11 @@ class Board(_Frozen):
         if self.stack_bytes >= self.sram_limit_bytes:
             raise ValueError("stack_bytes leaves nothing of sram_limit_bytes")
         return self
+
+    @property
+    def engine_only(self) -> bool:
+        """Whether no port knows its peripherals: its firmware can be measured, and no more."""
+        return self.port == "bare"
 
     @property
     def flashes(self) -> dict[FlashName, Flash | ExternalFlash]:

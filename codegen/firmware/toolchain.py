@@ -88,15 +88,31 @@ class Toolchain(Compiler):
             fpu = [f"-mfpu={board.fpu}", "-mfloat-abi=hard"]
             if board.fpu == "none":
                 fpu = ["-mfloat-abi=soft"]
-            return (f"-mcpu={board.cpu}", "-mthumb", *fpu)
+            return (f"-mcpu={board.cpu}{_gcc_extensions(board)}", "-mthumb", *fpu)
         if board.fpu not in _ZIG_FEATURES:
             raise ToolchainError(
                 f"board {board.name}: zig has no name for FPU {board.fpu!r}; "
                 f"known are {', '.join(sorted(_ZIG_FEATURES))}"
             )
         abi = "eabi" if board.fpu == "none" else "eabihf"
-        cpu = board.cpu.replace("-", "_") + _ZIG_FEATURES[board.fpu]
+        cpu = board.cpu.replace("-", "_") + _ZIG_FEATURES[board.fpu] + _zig_extensions(board)
         return ("-target", f"thumb-freestanding-{abi}", f"-mcpu={cpu}", "-fno-sanitize=undefined")
+
+
+def _gcc_extensions(board: Board) -> str:
+    """What GCC takes for granted of a core, taken away where the board's has it not."""
+    if board.cpu == "cortex-m55" and not board.mve:
+        return "+nomve"
+    if board.cpu == "cortex-m33" and not board.dsp:
+        return "+nodsp"
+    return ""
+
+
+def _zig_extensions(board: Board) -> str:
+    """What zig doesn't take for granted of a core."""
+    if board.mve:
+        return "+mve"
+    return "+dsp" if board.cpu == "cortex-m33" and board.dsp else ""
 
 
 def find_toolchain(prefer: Literal["gcc", "zig"] | None = None) -> Toolchain:

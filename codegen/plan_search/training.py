@@ -70,10 +70,6 @@ class Score:
         """Mean cross-entropy in nats."""
         return float(np.mean(self.losses))
 
-    def to_json(self) -> dict[str, float]:
-        """``hits`` and ``loss``."""
-        return {"hits": self.hits, "loss": self.loss}
-
     def sure_gain(self, before: Score) -> float:
         """What the loss has fallen by since ``before``, less one standard error, in nats.
 

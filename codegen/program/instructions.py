@@ -56,57 +56,57 @@ class Rates:
 
 RATES: Mapping[str, Rates] = MappingProxyType(
     {
-        "add_forward": Rates(elements=5.43, calls=2230.87),
-        "average_pool_forward": Rates(elements=14.93, calls=1481.56),
+        "add_forward": Rates(elements=5.47, calls=2158.25),
+        "average_pool_forward": Rates(elements=15.18, calls=3348.83),
         "average_pool_input_gradient": Rates(elements=25.11),
         "bias_update": Rates(elements=1.88, values=84.56),
         "binary_cross_entropy": Rates(elements=450.06),
         "concat_forward": Rates(elements=0.69),
         "concat_input_gradient": Rates(elements=4.5),
         "convolution_forward": Rates(
-            macs=0.76, elements=3.17, gathered=3.35, values=0.64, calls=3775.71
+            macs=0.76, elements=3.09, gathered=3.32, values=0.62, calls=3826.38
         ),
         "convolution_input_gradient": Rates(
-            macs=0.73, elements=5.52, gathered=12.02, values=1.4, calls=1908.79
+            macs=0.73, elements=5.55, gathered=12.04, values=1.42, calls=1869.23
         ),
         "convolution_weight_update": Rates(
-            macs=1.07, elements=2.02, gathered=10.33, values=58.35, calls=5298.72
+            macs=1.07, elements=2.02, gathered=10.33, values=58.35, calls=5298.13
         ),
-        "cross_entropy": Rates(elements=372.78),
-        "depthwise_forward": Rates(macs=0.75, elements=4.97, values=15, calls=32050.8),
-        "depthwise_input_gradient": Rates(macs=0.3, elements=10.45, values=23.64, calls=34492.3),
-        "depthwise_weight_update": Rates(macs=0.9, elements=11.38, values=140.97, calls=2882.29),
+        "cross_entropy": Rates(elements=372.76),
+        "depthwise_forward": Rates(macs=0.82, elements=4.63, values=12.28, calls=30271),
+        "depthwise_input_gradient": Rates(macs=0.45, elements=8.98, values=17.65, calls=29317.3),
+        "depthwise_weight_update": Rates(macs=0.88, elements=11.45, values=142.28, calls=3711.68),
         "error_mask": Rates(elements=4.77),
-        "error_scale": Rates(elements=3.13, calls=80.95),
+        "error_scale": Rates(elements=3.12, calls=81.37),
         "error_sum": Rates(elements=8.03),
         "expand_forward": Rates(elements=2.84),
-        "expand_input_gradient": Rates(elements=10.99, calls=4634.18),
+        "expand_input_gradient": Rates(elements=10.99, calls=4634.41),
         "gather_forward": Rates(elements=0.66),
         "gather_input_gradient": Rates(elements=2.11),
         "gru_forward": Rates(macs=2.24, elements=69.3),
         "gru_input_gradient": Rates(macs=2.91, elements=139.0),
-        "head_forward": Rates(macs=2.5, elements=32.92, calls=51.79),
-        "head_input_gradient": Rates(macs=5, elements=104.45, calls=65.16),
-        "head_update": Rates(macs=35.65, calls=1799.06),
+        "head_forward": Rates(macs=2.5, elements=32.92, calls=51.74),
+        "head_input_gradient": Rates(macs=5, elements=104.45, calls=64.66),
+        "head_update": Rates(macs=35.65, calls=1798.71),
         "keep_channels": Rates(elements=5.66),
         "layer_normalization_forward": Rates(elements=26.4),
         "layer_normalization_input_gradient": Rates(elements=102.9),
         "lookup_forward": Rates(elements=2.25, calls=20.94),
-        "lookup_input_gradient": Rates(elements=4.25, calls=92.45),
+        "lookup_input_gradient": Rates(elements=4.25, calls=92.7),
         "lstm_forward": Rates(macs=1.77, elements=99.8),
         "lstm_input_gradient": Rates(macs=2.41, elements=196.9),
         "max_pool_forward": Rates(elements=16.82, calls=131.89),
         "max_pool_input_gradient": Rates(elements=14.09, calls=115.56),
         "mean_squared_error": Rates(elements=113.22),
-        "pool_forward": Rates(elements=5.9, calls=1376.17),
-        "pool_input_gradient": Rates(elements=6.95, calls=748.53),
-        "product_forward": Rates(elements=16.62, calls=192.61),
-        "product_input_gradient": Rates(elements=10.67, calls=298),
+        "pool_forward": Rates(elements=5.9, calls=1375.81),
+        "pool_input_gradient": Rates(elements=6.95, calls=748.62),
+        "product_forward": Rates(elements=16.62, calls=192.73),
+        "product_input_gradient": Rates(elements=10.67, calls=298.33),
         "product_reduced_gradient": Rates(elements=12.81),
         "rearrange_forward": Rates(elements=2.51, calls=89.89),
-        "rearrange_input_gradient": Rates(elements=10.84, calls=204.5),
+        "rearrange_input_gradient": Rates(elements=10.84, calls=205.67),
         "requantize_forward": Rates(elements=13.68, calls=161.18),
-        "scaling_forward": Rates(elements=14.02, calls=150.1),
+        "scaling_forward": Rates(elements=14.02, calls=150.09),
         "scaling_input_gradient": Rates(elements=10.41, calls=257.59),
     }
 )

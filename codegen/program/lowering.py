@@ -10,7 +10,7 @@ import itertools
 import math
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 
 import numpy as np
@@ -39,13 +39,17 @@ from codegen.program.steps import (
 VELOCITY_BYTES = 4
 BANDS = (8, 6, 5, 4, 3, 2)
 """Rows of a chain's output made at a time, if not one: more are quicker and need more memory."""
+MOST_STREAMED_AGAIN = 3
+"""Tensors that are tried where the arena's bound isn't met without."""
 
 
 def lower(graph: Graph, plan: Plan, most_pool_bytes: int | None = None) -> Program:
     """The program that trains ``graph`` by ``plan``.
 
     Chains are made only where they lower the peak: everything that can be streamed is streamed at
-    first, then tensors get memory of their own again while the arena's lower bound stays.
+    first, then tensors get memory of their own again while the arena's lower bound stays. Where the
+    bound can't be met so, as tensors that begin before their inputs push each other up, one of the
+    largest is streamed after all.
 
     ``most_pool_bytes`` is for those who ask no more than whether the program fits so much: its
     arena is then made no smaller than that takes, which is far quicker.
@@ -64,22 +68,21 @@ def lower(graph: Graph, plan: Plan, most_pool_bytes: int | None = None) -> Progr
         trial = draft.lower_bound(fewer, {})
         if trial <= bound:
             streamed, bound = fewer, trial
-    bands: dict[range, int] = {}
-    for run in draft.runs(streamed):
-        for band in BANDS if len(run) > 1 else ():
-            if draft.lower_bound(streamed, {**bands, run: band}) <= bound:
-                bands[run] = band
-                break
-    parts = _at_once(graph, draft.parts(streamed, bands))
-    buffers = _buffers(parts)
     enough = None
     if most_pool_bytes is not None:
         enough = most_pool_bytes - bytes_beside_arena(graph, state_bytes)
+    placed = _placed(draft, streamed, bound, enough)
+    for tensor in _largest_of_its_own(builder, streamed):
+        if placed.bytes <= bound or (enough is not None and not bound <= enough < placed.bytes):
+            break
+        more = [name for name in _streamable(builder) if name in streamed or name == tensor]
+        if draft.lower_bound(more, {}) <= bound:
+            placed = min(placed, _placed(draft, more, bound, enough), key=lambda one: one.bytes)
     steps, buffers, offsets = _widened(
         graph,
-        [step for part in parts for step in part.steps],
-        buffers,
-        memory_plan.plan_offsets(buffers, enough),
+        [step for part in placed.parts for step in part.steps],
+        placed.buffers,
+        placed.offsets,
     )
     return Program(
         graph=graph,
@@ -116,6 +119,36 @@ def _streamable(builder: StepBuilder) -> list[str]:
         if once and after.output not in masked and op.output not in masked | kept:
             found.append(op.output)
     return found
+
+
+def _largest_of_its_own(builder: StepBuilder, streamed: Collection[str]) -> list[str]:
+    """Some tensors that could be streamed and aren't, the largest first."""
+    own = [name for name in _streamable(builder) if name not in streamed]
+    return sorted(own, key=lambda name: -builder.graph.tensors[name].size)[:MOST_STREAMED_AGAIN]
+
+
+@dataclass(frozen=True)
+class _Placed:
+    """The parts of a program and where their buffers lie, in an arena of ``bytes``."""
+
+    parts: Sequence[Part]
+    buffers: tuple[Buffer, ...]
+    offsets: Mapping[str, int]
+    bytes: int
+
+
+def _placed(draft: _Draft, streamed: Collection[str], bound: int, enough: int | None) -> _Placed:
+    """With as many rows and pixels at a time as the arena's ``bound`` of bytes has room for."""
+    bands: dict[range, int] = {}
+    for run in draft.runs(streamed):
+        for band in BANDS if len(run) > 1 else ():
+            if draft.lower_bound(streamed, {**bands, run: band}) <= bound:
+                bands[run] = band
+                break
+    parts = _at_once(draft.graph, draft.parts(streamed, bands))
+    buffers = _buffers(parts)
+    offsets = memory_plan.plan_offsets(buffers, enough)
+    return _Placed(parts, buffers, offsets, memory_plan.arena_bytes(buffers, offsets))
 
 
 class _Draft:

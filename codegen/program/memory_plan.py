@@ -16,7 +16,9 @@ from types import MappingProxyType
 
 ALIGNMENT = 8
 TRIALS = 800
-"""Orders that are tried when the simple ones miss the lower bound."""
+"""Orders that are tried when the simple ones miss the lower bound by more than is near enough."""
+NEAR_ENOUGH = 512
+"""The lower bound's part that an arena may be above it: what is left costs the most trials."""
 
 
 @dataclass(frozen=True)
@@ -101,6 +103,7 @@ class _Placer:
                 if new.lives_with(old):
                     self.forbidden[i] += [(j, *interval) for interval in _forbidden(new, old)]
                     self.forbidden[j] += [(i, *interval) for interval in _forbidden(old, new)]
+        self.neighbours = [{other for other, _, _ in intervals} for intervals in self.forbidden]
 
     def place(
         self, order: Iterable[int], most: int, old: Sequence[int], moved: Iterable[int]
@@ -111,9 +114,7 @@ class _Placer:
         keeps its offset there as long as those of its neighbours are the same.
         """
         offsets = [-1] * len(self.sizes)
-        due = set(moved)
-        for index in moved:
-            due.update(other for other, _, _ in self.forbidden[index])
+        due = set(moved).union(*(self.neighbours[index] for index in moved))
         for index in order:
             if index not in due:
                 offsets[index] = old[index]
@@ -123,16 +124,19 @@ class _Placer:
                 for other, start, end in self.forbidden[index]
                 if (at := offsets[other]) >= 0
             ]
+            blocked.sort()
             # Intervals are open: where one ends and the next begins, a buffer may start.
             offset = 0
-            for start, end in sorted(blocked):
-                if start < offset < end:
+            for start, end in blocked:
+                if start >= offset:
+                    break
+                if end > offset:
                     offset = end
             if offset + self.sizes[index] > most:
                 return None
             offsets[index] = offset
             if offset != old[index]:
-                due.update(other for other, _, _ in self.forbidden[index])
+                due |= self.neighbours[index]
         return offsets
 
     def ends(self, offsets: Iterable[int]) -> list[int]:
@@ -192,8 +196,8 @@ def _first_fit(placer: _Placer, orders: Sequence[list[int]], trials: int, wanted
 def plan_offsets(buffers: Iterable[Buffer], enough: int | None = None) -> dict[str, int]:
     """Offsets by first fit: simple orders first, then random changes of the best while they help.
 
-    Always the same for the same buffers. Stops as soon as the lower bound is met, or an arena of
-    ``enough`` bytes; where the lower bound is above that, no order can be, and only the simple ones
+    Always the same for the same buffers. Stops near the lower bound, or at an arena of ``enough``
+    bytes; where the lower bound is above that, no order can be, and only the simple ones
     are tried.
     """
     buffers = list(buffers)
@@ -201,7 +205,8 @@ def plan_offsets(buffers: Iterable[Buffer], enough: int | None = None) -> dict[s
         return {}
     placer = _Placer(buffers)
     bound = lower_bound(buffers)
-    wanted = bound if enough is None else max(bound, enough)
+    near = bound + bound // NEAR_ENOUGH
+    wanted = near if enough is None else max(near, enough)
     trials = TRIALS if enough is None or bound <= enough else 0
     best = _first_fit(
         placer,

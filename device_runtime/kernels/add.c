@@ -24,44 +24,48 @@ static inline __attribute__((always_inline)) int32_t value_of(const constants *b
 #endif
 }
 
-static inline __attribute__((always_inline)) void sum_all(const tf_addition *layer, const int8_t *a,
-                                                          const int8_t *b, int8_t *output,
-                                                          uint8_t *mask, uint32_t size) {
+/* At most eight elements; returns a bit for each that the clamp leaves alone. */
+static inline __attribute__((always_inline)) uint32_t sum_some(const constants *by, const int8_t *a,
+                                                               const int8_t *b, int8_t *output,
+                                                               uint32_t count) {
+    uint32_t bits = 0;
+    for (uint32_t i = 0; i < count; i++) {
+        const int32_t value = value_of(by, a[i], b[i]);
+        const int32_t code = tf_clamp8(value);
+        output[i] = (int8_t)code;
+        bits |= (uint32_t)(code == value) << i;
+    }
+    return bits;
+}
+
+static __attribute__((noinline, cold)) uint32_t sum_rest(const constants *by, const int8_t *a,
+                                                         const int8_t *b, int8_t *output,
+                                                         uint32_t count) {
+    return sum_some(by, a, b, output, count);
+}
+
+void tf_add_forward(const tf_addition *layer, const int8_t *a, const int8_t *b, int8_t *output,
+                    uint8_t *mask, uint32_t size) {
     const uint32_t zeros = (uint32_t)layer->a_zero * (uint32_t)layer->a_multiplier +
                            (uint32_t)layer->b_zero * (uint32_t)layer->b_multiplier;
     const constants by = {layer->a_multiplier, layer->b_multiplier,
                           (int32_t)((1u << layer->shift >> 1) - zeros), layer->shift,
                           layer->out_zero};
-    uint32_t left = size;
-    for (; left >= 8u; left -= 8u, a += 8, b += 8, output += 8) {
-        uint32_t bits = 0;
-        for (uint32_t i = 0; i < 8u; i++) {
-            const int32_t value = value_of(&by, a[i], b[i]);
-            const int32_t code = tf_clamp8(value);
-            output[i] = (int8_t)code;
-            bits |= (uint32_t)(code == value) << i;
-        }
-        if (mask != NULL) {
-            *mask++ = (uint8_t)bits;
-        }
-    }
-    uint32_t bits = 0;
-    for (uint32_t i = 0; i < left; i++) {
-        const int32_t value = value_of(&by, a[i], b[i]);
-        const int32_t code = tf_clamp8(value);
-        output[i] = (int8_t)code;
-        bits |= (uint32_t)(code == value) << i;
-    }
-    if (mask != NULL && left > 0u) {
-        *mask = (uint8_t)bits;
-    }
-}
-
-void tf_add_forward(const tf_addition *layer, const int8_t *a, const int8_t *b, int8_t *output,
-                    uint8_t *mask, uint32_t size) {
+    const int8_t *end = a + (size & ~7u);
     if (mask == NULL) {
-        sum_all(layer, a, b, output, NULL, size);
+        for (; a != end; a += 8, b += 8, output += 8) {
+            sum_some(&by, a, b, output, 8u);
+        }
     } else {
-        sum_all(layer, a, b, output, mask, size);
+        for (; a != end; a += 8, b += 8, output += 8) {
+            *mask++ = (uint8_t)sum_some(&by, a, b, output, 8u);
+        }
+    }
+    const uint32_t rest = size & 7u;
+    if (rest > 0u) {
+        const uint32_t bits = sum_rest(&by, a, b, output, rest);
+        if (mask != NULL) {
+            *mask = (uint8_t)bits;
+        }
     }
 }

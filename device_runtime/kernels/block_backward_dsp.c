@@ -4,6 +4,8 @@
 
 #if TF_DSP
 
+#if !TF_MVE
+
 TF_AT(tf_gradient_block, stream, 16);
 TF_AT(tf_gradient_block, half, 32);
 TF_AT(tf_gradient_block, loop, 44);
@@ -94,6 +96,8 @@ void tf_block_set_stream(tf_gradient_block *block, const int16_t *stream, uint32
     block->stream_end = stream + TF_STREAM_STEP * count;
     block->loop = ((uint32_t)tf_block_gradient_loop | 1u) + ((0u - count) & 7u) * 64u;
 }
+
+#endif
 
 /* 16 instructions of 4 bytes for two pixels: their errors of two channels, then the inputs. */
 #define CORRELATE_STEP              \

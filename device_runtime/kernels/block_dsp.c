@@ -6,7 +6,7 @@
  * offsets of fields of the copied block, then of what the prologue puts behind it. */
 #include "block.h"
 
-#if TF_DSP
+#if TF_DSP_BLOCKS
 
 TF_AT(tf_block_run, output, 12);
 TF_AT(tf_block_run, second, 20);
@@ -191,19 +191,19 @@ __attribute__((naked)) void tf_block_widen_columns(int16_t *pair __attribute__((
     "ssat " #c ", #8, " #c ", asr #" #shift "\n\t" \
     "ssat " #d ", #8, " #d ", asr #" #shift "\n\t"
 
-/* r12, the output of a block, goes to the next one's, r6 being three steps: out of the function at
- * label 9 behind the last. */
-#define STORE_FOUR(op, a, b, c, d)                                                          \
-    op " " #a ", [r12]\n\t" op " " #b ", [r12, lr]\n\t" op " " #c ", [r12, lr, lsl #1]\n\t" \
-       "add r6, lr, lr, lsl #1\n\t" op " " #d ", [r12, r6]\n\t"
+/* A block's codes, from r4-r7 and r8-r11, to r12 and lr, twice lr and r3, three times lr, behind it. */
+#define STORE_CODES                  \
+    "bfi r4, r8, #8, #8\n\t"         \
+    "bfi r5, r9, #8, #8\n\t"         \
+    "bfi r6, r10, #8, #8\n\t"        \
+    "bfi r7, r11, #8, #8\n\t"        \
+    "strh r4, [r12]\n\t"             \
+    "strh r5, [r12, lr]\n\t"         \
+    "strh r6, [r12, lr, lsl #1]\n\t" \
+    "strh r7, [r12, r3]\n\t"
 
-/* A block's codes, from r4-r7 and r8-r11. */
-#define STORE_CODES           \
-    "bfi r4, r8, #8, #8\n\t"  \
-    "bfi r5, r9, #8, #8\n\t"  \
-    "bfi r6, r10, #8, #8\n\t" \
-    "bfi r7, r11, #8, #8\n\t" STORE_FOUR("strh", r4, r5, r6, r7)
-
+/* r12, the output of a block, goes to the next one's: out of the function at label 9 behind the
+ * last. */
 #define NEXT_BLOCK                 \
     "add r12, r12, lr, lsl #2\n\t" \
     "ldr.w r2, [sp, #68]\n\t"      \
@@ -211,7 +211,8 @@ __attribute__((naked)) void tf_block_widen_columns(int16_t *pair __attribute__((
     "cmp.w r12, r2\n\t"            \
     "bne.w 1b\n\t"
 
-/* Instructions of four bytes each: those of the first row end at the code of the second one's. */
+/* Instructions of four bytes each: those of the first row end at the code of the second one's. What
+ * is its shift elsewhere is three steps here. */
 #define FIRST_CODES(shift)                                                               \
     "ldm.w sp, {r1, r2, r3, r12, lr}\n\t" MAKE_CODES(r4, r5, r6, r7,                     \
                                                      shift) "ldrd r1, r2, [sp, #20]\n\t" \
@@ -313,11 +314,13 @@ __attribute__((naked)) void tf_block_run_all(tf_block_run *run __attribute__((un
         REQUANTIZE(r4, r5, r6, r7)
         CLAMP(r4, r5, r6, r7)
         "ldrd r1, r2, [sp, #20]\n\t"
+        "add r3, lr, lr, lsl #1\n\t"
         "ldr pc, [sp, #88]\n\t"
         "tf_block_second_codes:\n\t"
         "ldr r3, [sp, #28]\n\t"
         REQUANTIZE(r8, r9, r10, r11)
         CLAMP(r8, r9, r10, r11)
+        "add r3, lr, lr, lsl #1\n\t"
         STORE_CODES NEXT_BLOCK
         "b 9f\n\t"
 
@@ -401,16 +404,19 @@ __attribute__((naked)) void tf_block_run_all(tf_block_run *run __attribute__((un
         "str r9, [sp, #28]\n\t"
         "strd r4, r5, [sp, #32]\n\t"
         "ldrb r4, [lr, #92]\n\t" /* an enumeration may have one byte */
-        "cbnz r4, 4f\n\t" /* codes: pieces for both shifts, of 44 and of 92 bytes */
+        "cbnz r4, 4f\n\t" /* codes: pieces for both shifts, of 44 and of 88 bytes */
         "ldrd r1, r2, [lr, #120]\n\t"
         "ldrd r3, r4, [lr, #128]\n\t"
         "movs r5, #44\n\t"
-        "movs r6, #92\n\t"
+        "movs r6, #88\n\t"
+        "ldr r8, [lr, #16]\n\t"
+        "add r8, r8, r8, lsl #1\n\t"
         "sub r7, r7, #3\n\t"
         "sub r9, r9, #3\n\t"
         "cmp r7, #5\n\t"
-        "it ls\n\t"
+        "itt ls\n\t"
         "mlals r3, r7, r5, r1\n\t"
+        "strls r8, [sp, #8]\n\t"
         "cmp r9, #5\n\t"
         "it ls\n\t"
         "mlals r4, r9, r6, r2\n\t"
@@ -465,11 +471,10 @@ void tf_block_prepare(tf_block_run *run, tf_run_kind kind, uint32_t length) {
     run->second_any = address_of(tf_block_second_codes);
 }
 
-void tf_block_single(const tf_block_run *by, const int16_t *columns, uint32_t pixel,
-                     int32_t sums[2]) {
+void tf_block_single(const tf_block_run *by, const void *of, uint32_t pixel, int32_t sums[2]) {
     const int16_t *pair = by->pair, *end = by->pair_end;
     int32_t a = by->start[0], b = by->start[1];
-    columns += tf_column_index(0, pixel, 0);
+    const int16_t *columns = (const int16_t *)of + tf_column_index(0, pixel, 0);
     while (pair != end) {
         uint32_t low, high;
         __asm volatile("ldmia %[pair]!, {r4, r5, r6, r8}\n\t"

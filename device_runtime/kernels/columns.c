@@ -1,9 +1,22 @@
 /* Columns of what output pixels of a full convolution see. */
 #include "columns.h"
-#include "block.h"
 
 #ifdef TF_VECTOR
 #include "../vector/panels.h"
+#elif TF_MVE
+/* Codes stay what they are. */
+static void tf_codes_less(const int8_t *from, uint32_t count, int32_t zero, tf_column *to) {
+    (void)zero;
+    __asm volatile("wlstp.8 lr, %[count], 2f\n"
+                   "1:\n\t"
+                   "vldrb.u8 q0, [%[from]], #16\n\t"
+                   "vstrb.8 q0, [%[to]], #16\n\t"
+                   "letp lr, 1b\n"
+                   "2:"
+                   : [from] "+&r"(from), [to] "+&r"(to)
+                   : [count] "r"(count)
+                   : "q0", "lr", "cc", "memory");
+}
 #elif !TF_DSP
 /* to[i] = from[i] - zero. */
 static void tf_codes_less(const int8_t *from, uint32_t count, int32_t zero, int16_t *to) {
@@ -17,7 +30,7 @@ static void tf_codes_less(const int8_t *from, uint32_t count, int32_t zero, int1
 static void widen(const tf_columns *by, uint32_t pixel, uint32_t at, const int8_t *src,
                   uint32_t count) {
     const int32_t zero = by->layer->in_zero;
-#if TF_DSP
+#if TF_DSP_BLOCKS
     uint32_t i = 0;
     const uint32_t minus = tf_minus(zero);
     if (at % 2u == 1u && count > 0) {
@@ -39,8 +52,9 @@ static void widen(const tf_columns *by, uint32_t pixel, uint32_t at, const int8_
 }
 
 static void clear(const tf_columns *by, uint32_t pixel, uint32_t at, uint32_t count) {
+    const tf_column nothing = (tf_column)(TF_MVE ? by->layer->in_zero : 0);
     for (uint32_t i = at; i < at + count; i++) {
-        by->columns[tf_column_index(by->length, pixel, i)] = 0;
+        by->columns[tf_column_index(by->length, pixel, i)] = nothing;
     }
 }
 
@@ -52,7 +66,7 @@ static const int8_t *row_of(const tf_columns *by, uint32_t y) {
 /* A kernel row's values for all four pixels. */
 static inline void widen_four(const tf_columns *by, uint32_t at, const int8_t *src) {
     const uint32_t count = by->line, step = by->step;
-#if TF_DSP
+#if TF_DSP_BLOCKS
     const int32_t zero = by->layer->in_zero;
     for (uint32_t i = 0; i < count;) {
         int16_t *to = by->columns + tf_column_index(by->length, 0, at + i);
@@ -127,7 +141,7 @@ void tf_find_inner(tf_columns *by) {
     by->inner_end = end < whole ? end : whole;
 }
 
-#if TF_DSP
+#if TF_DSP_BLOCKS
 
 /* Colours under a kernel of 3 x 3: 27 values, and one that is filled up. */
 #define STEM_LINE 9u
@@ -178,7 +192,7 @@ static uint32_t gather_four(const tf_columns *by, uint32_t y, uint32_t x) {
         return 0;
     }
     const uint32_t left = x * by->step - (uint32_t)layer->pad_left * layer->in_channels;
-#if TF_DSP
+#if TF_DSP_BLOCKS
     const uint32_t all_inside = x >= by->inner_first;
     if (is_stem(layer) && (all_inside || (x == 0 && layer->pad_left == 1))) {
         gather_stem(by, (uint32_t)top, all_inside ? left : 0, all_inside ? 0 : 3u);
@@ -214,7 +228,7 @@ void tf_gather_block(const tf_columns *by, uint32_t y, uint32_t x, uint32_t coun
 
 /* The same for any number of pixels: block by block. */
 void tf_gather_columns(tf_columns *by, uint32_t y, uint32_t x, uint32_t count) {
-#if TF_DSP
+#if TF_DSP_BLOCKS
     const uint32_t inputs = by->layer->in_channels, in_blocks = count & ~(TF_BLOCK_PIXELS - 1u);
     if (by->in_height == 1u && tf_is_pointwise(by->layer) && inputs % 4u == 0) {
         /* One row: pixels lie one behind the other, as their columns do. */
@@ -225,6 +239,12 @@ void tf_gather_columns(tf_columns *by, uint32_t y, uint32_t x, uint32_t count) {
             by->columns = by->all_columns + in_blocks * by->length;
             gather_each(by, y, x + in_blocks, count - in_blocks);
         }
+        return;
+    }
+#endif
+#if TF_MVE
+    if (by->in_height == 1u && tf_is_pointwise(by->layer) && by->line == by->length) {
+        tf_codes_less(by->input + x * by->line, count * by->line, 0, by->all_columns);
         return;
     }
 #endif
@@ -239,7 +259,7 @@ void tf_gather_columns(tf_columns *by, uint32_t y, uint32_t x, uint32_t count) {
 }
 
 /* Zeros behind the values of columns. */
-void tf_fill_up(int16_t *columns, uint32_t used, uint32_t length) {
+void tf_fill_up(tf_column *columns, uint32_t used, uint32_t length) {
     for (uint32_t at = used; at < length; at++) {
         for (uint32_t p = 0; p < TF_BLOCK_PIXELS; p++) {
             columns[tf_column_index(length, p, at)] = 0;

@@ -2,15 +2,15 @@
 #ifndef TINYFLEET_COLUMNS_H
 #define TINYFLEET_COLUMNS_H
 
-#include "tinyfleet/kernels.h"
+#include "block.h"
 
 /* Where columns come from, and where they go. */
 typedef struct {
     const tf_convolution *layer;
     const int8_t *input;
     uint32_t in_height, in_width, in_ring, out_width;
-    int16_t *all_columns;
-    int16_t *columns;                /* those of the block at hand */
+    tf_column *all_columns;
+    tf_column *columns;              /* those of the block at hand */
     uint32_t length;                 /* of a column */
     uint32_t line;                   /* values that one kernel row sees */
     uint32_t step;                   /* from what a pixel sees to what the next one sees */
@@ -27,6 +27,6 @@ void tf_gather_block(const tf_columns *by, uint32_t y, uint32_t x, uint32_t coun
 void tf_gather_columns(tf_columns *by, uint32_t y, uint32_t x, uint32_t count);
 
 /* Zeros behind the values of a block's columns. */
-void tf_fill_up(int16_t *columns, uint32_t used, uint32_t length);
+void tf_fill_up(tf_column *columns, uint32_t used, uint32_t length);
 
 #endif

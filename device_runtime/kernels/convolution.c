@@ -45,11 +45,11 @@ static __attribute__((noinline, cold)) void put_trained(const job *job, uint32_t
     const int8_t *from = weights->trained + o * tf_packed_length(taps * weights->count);
     const uint32_t inputs = layer->in_channels, behind = taps * inputs;
     const uint32_t second = tf_pair_index(job->from.length, 1, 0);
-    int16_t *pair = job->pair;
+    tf_forward_weight *pair = (tf_forward_weight *)job->pair;
     for (uint32_t first = 0; first < behind; first += inputs) {
         for (const uint16_t *next = channels; next != end; from += 2) {
-            int16_t *to = pair + tf_pair_index(job->from.length, 0, first + *next++);
-            const int16_t a = from[0], b = from[1];
+            tf_forward_weight *to = pair + tf_pair_index(job->from.length, 0, first + *next++);
+            const tf_forward_weight a = from[0], b = from[1];
             to[0] = a;
             to[second] = b;
         }
@@ -268,6 +268,9 @@ static void run_span(job *job, const tf_span *span, const int8_t *input, int8_t 
     run.pre_shift[0] = run.pre_shift[1] = 0;
     run.raised = layer->pre_shift;
     run.twice_zero = 2 * layer->out_zero + 1;
+#if TF_MVE
+    run.in_zero = layer->in_zero;
+#endif
     tf_block_prepare(&run, mask == NULL ? TF_RUN_CODES : TF_RUN_CODES_AND_MASK, job->from.length);
     job->from.input = input;
     job->mask = mask;
@@ -347,7 +350,7 @@ void tf_convolution_forward(const tf_convolution *layer, const tf_span *span, co
     const uint32_t values = values_of_column(layer), length = tf_packed_length(values);
     job job = {.layer = layer,
                .from = {.layer = layer,
-                        .all_columns = scratch,
+                        .all_columns = (tf_column *)scratch,
                         .length = length,
                         .line = (uint32_t)layer->kernel_width * layer->in_channels,
                         .step = (uint32_t)layer->stride_width * layer->in_channels},
@@ -371,7 +374,7 @@ void tf_convolution_forward(const tf_convolution *layer, const tf_span *span, co
     }
 #endif
     for (uint32_t p = 0; p < at_once && values < length; p += TF_BLOCK_PIXELS) {
-        tf_fill_up(scratch + p * length, values, length);
+        tf_fill_up((tf_column *)scratch + p * length, values, length);
     }
     run_span(&job, span, input, output, mask);
 }

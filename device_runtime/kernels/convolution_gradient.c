@@ -39,7 +39,7 @@ static meeting meet(uint32_t at, uint32_t pad, uint32_t stride, uint32_t kernel)
     return m;
 }
 
-#if TF_DSP
+#if TF_DSP_BLOCKS
 static inline uint32_t scale_two(const int16_t *error, int16x2_t multiplier, int32_t half,
                                  int32_t shift) {
     const int16x2_t e = (int16x2_t)tf_load32(error);
@@ -56,6 +56,10 @@ static __attribute__((noinline)) void scale_pixel(const job *job, const int16_t 
     const uint32_t channels = job->layer->out_channels;
     const int16_t *multiplier = job->layer->error_multiplier;
     const int32_t shift = job->shift, half = shift > 0 ? 1 << (shift - 1) : 0;
+#if TF_MVE
+    tf_block_scale(error, multiplier, channels & ~1u, shift, to);
+    to += channels & ~1u;
+#else
     for (uint32_t o = 0; o + 2u <= channels; o += 2u, to += TF_STREAM_STEP) {
 #if TF_DSP
         const int16x2_t m = (int16x2_t)tf_load32(multiplier + o);
@@ -65,13 +69,14 @@ static __attribute__((noinline)) void scale_pixel(const job *job, const int16_t 
         to[1] = (int16_t)((error[o + 1u] * multiplier[o + 1u] + half) >> shift);
 #endif
     }
+#endif
     if (channels % 2u == 1u) {
         to[0] = (int16_t)((error[channels - 1u] * multiplier[channels - 1u] + half) >> shift);
         to[1] = 0;
     }
 }
 
-#if TF_DSP
+#if TF_DSP_BLOCKS
 /* The same for four pixels next to each other, `step` elements from two channels to the next two. */
 static void scale_four(const job *job, const int16_t *error, int16_t *to, const uint32_t step) {
     const uint32_t channels = job->layer->out_channels;
@@ -92,7 +97,7 @@ static void scale_four(const job *job, const int16_t *error, int16_t *to, const 
 /* `count` input positions a stride apart, for a tap through which the first of them sees output
  * position (y, x). Zero where there is none; the last is repeated up to four. */
 static void gather_tap(const job *job, int32_t y, int32_t x, uint32_t count, int16_t *to) {
-#if TF_DSP
+#if TF_DSP_BLOCKS
     const uint32_t channels = job->layer->out_channels;
     if (channels % 2u == 0 && count == TF_BLOCK_PIXELS && x >= 0 &&
         x + 4 <= (int32_t)job->out_width) {
@@ -102,10 +107,16 @@ static void gather_tap(const job *job, int32_t y, int32_t x, uint32_t count, int
     }
 #endif
     for (uint32_t p = 0; p < TF_BLOCK_PIXELS; p++) {
+#if TF_MVE
+        int16_t *pixel = to + 2u * job->pairs * p;
+        const uint32_t step = 2u;
+#else
         int16_t *pixel = to + 2u + 2u * p;
+        const uint32_t step = TF_STREAM_STEP;
+#endif
         if (x < 0 || x >= (int32_t)job->out_width) {
             for (uint32_t i = 0; i < job->pairs; i++) {
-                tf_store32(pixel + i * TF_STREAM_STEP, 0);
+                tf_store32(pixel + i * step, 0);
             }
         } else {
             const uint32_t at = (uint32_t)y * job->out_width + (uint32_t)x;
@@ -139,11 +150,20 @@ static uint32_t gather(const job *job, const meeting *rows, const meeting *cols,
     return taps;
 }
 
-/* Where the weights of the stream's errors begin. */
-static void put_offsets(const job *job, uint32_t taps) {
+/* Points the block at the stream, and says where the weights of its errors begin. */
+static void set_stream(const job *job, tf_gradient_block *block, uint32_t taps) {
     const uint32_t all_taps = (uint32_t)job->layer->kernel_height * job->layer->kernel_width;
     const uint32_t row_bytes = 2u * tf_packed_length(all_taps * job->channels);
+#if TF_MVE
+    block->stream = job->stream;
+    block->stream_end = job->stream + taps * job->pairs * TF_STREAM_STEP;
+    block->taps = job->taps;
+    block->tap_bytes = 2u * job->channels;
+    block->outputs = 2u * job->pairs;
+    block->row_bytes = row_bytes;
+#else
     int16_t *to = job->stream;
+    tf_block_set_stream(block, to, taps * job->pairs);
     for (uint32_t i = 0; i < taps; i++) {
         uint32_t offset = 2u * job->taps[i] * job->channels;
         for (uint32_t pair = 0; pair < job->pairs; pair++) {
@@ -152,6 +172,7 @@ static void put_offsets(const job *job, uint32_t taps) {
             to += TF_STREAM_STEP;
         }
     }
+#endif
 }
 
 /* The last of an odd number of channels: blocks make two, so it is made with the one before it,
@@ -188,8 +209,7 @@ static void run_block(const job *job, tf_gradient_block *block, uint32_t taps, u
         return;
     }
     if (block->stream_end == NULL || !job->pointwise) {
-        tf_block_set_stream(block, job->stream, taps * job->pairs);
-        put_offsets(job, taps);
+        set_stream(job, block, taps);
     }
     if (even > 0) {
         block->output = output;
@@ -237,7 +257,7 @@ static int32_t saturate(int16_t *error, uint32_t size) {
     return largest;
 }
 
-#if TF_DSP
+#if TF_DSP_BLOCKS
 
 /* Four channels of a pixel, crossed (tf_crossed), to columns. */
 static inline __attribute__((always_inline)) void scale_crossed(const int16_t *error, int16x2_t m01,
@@ -280,7 +300,12 @@ static void scale_all(const job *job, uint32_t first, uint32_t count) {
         const uint32_t left = count - done;
         const uint32_t pixels = left < TF_BLOCK_PIXELS ? left : TF_BLOCK_PIXELS;
         uint32_t o = 0;
-#if TF_DSP
+#if TF_MVE
+        for (uint32_t p = 0; p < pixels; p++) {
+            tf_block_scale(error + p * channels, multiplier, channels, shift, columns + p * length);
+        }
+        o = channels;
+#elif TF_DSP
         if (pixels == TF_BLOCK_PIXELS) {
             scale_block(job, error, columns);
             o = channels & ~3u;
@@ -298,20 +323,22 @@ static void scale_all(const job *job, uint32_t first, uint32_t count) {
 
 /* The trained one among input channels `i` and `i` + 1 takes its place in a pair of them. */
 static __attribute__((noinline)) void put_trained(const job *job, const tf_weights *weights,
-                                                  uint32_t trained, uint32_t i, int16_t *pair) {
+                                                  uint32_t trained, uint32_t i, int16_t *widened) {
     const uint32_t row_bytes = 2u * tf_packed_length(weights->count);
     const uint32_t length = tf_packed_length(job->layer->out_channels);
     const int8_t *from = weights->trained + 2u * trained;
-    int16_t *to = pair + tf_pair_index(length, weights->channels[trained] - i, 0);
+    tf_backward_weight *pair = (tf_backward_weight *)widened;
+    tf_backward_weight *to = pair + tf_pair_index(length, weights->channels[trained] - i, 0);
     uint32_t at = 0;
-#if TF_DSP
-    for (; at + 4u <= 2u * job->pairs; at += 4u, from += 2u * row_bytes, to += 8) {
+#if TF_DSP_BLOCKS
+    at = 2u * job->pairs & ~3u;
+    for (const int16_t *end = to + 2u * at; to != end; from += 2u * row_bytes, to += 8) {
         uint16_t rows01, rows23;
         memcpy(&rows01, from, sizeof rows01);
         memcpy(&rows23, from + row_bytes, sizeof rows23);
         const uint32_t rows = tf_pack_lower(rows01, rows23);
-        tf_store32(to, tf_even_plus(0, rows));
-        tf_store32(to + 4, tf_odd_plus(0, rows));
+        tf_store32(to, tf_even(rows));
+        tf_store32(to + 4, tf_odd(rows));
     }
     to -= 2u * at;
 #endif

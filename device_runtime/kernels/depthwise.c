@@ -1,5 +1,6 @@
 /* Depthwise convolution, forward: two channels are gathered into planes, then each is made by
  * itself, row by row. */
+#include "depthwise_mve.h"
 #include "fixed_point.h"
 #include "planes.h"
 
@@ -14,13 +15,14 @@ typedef struct {
     int8_t *output;
     uint8_t *mask;
     tf_slide slide;
-    int32_t low, high; /* input rows that the span needs */
-    int16_t *table;
+    int32_t low, high;                    /* input rows that the span needs */
+    int16_t *tables;                      /* of two channels */
+    uint32_t room;                        /* elements of a table */
     uint32_t most;                        /* rows that are stored in one go */
     uint32_t first_slot;                  /* of the output's ring */
     tf_gathering until_wrap, behind_wrap; /* of the input's ring */
     tf_window *windows;                   /* one per output row of the span */
-    int32_t *sums;
+    tf_slide_rows sums;                   /* of the channel at hand */
     int16_t *planes;
     uint32_t plane; /* elements */
 } forward_job;
@@ -232,6 +234,23 @@ static void gather_rows(forward_job *job, const int8_t *input, uint32_t lanes) {
     }
 }
 
+/* Zeros left and right of the rows of both planes: the right ones of a row go on into the left ones of
+ * the next. What else blocks read behind a row is in sums that nothing keeps. */
+static void clear_margins(const forward_job *job) {
+    const uint32_t width = job->layer->in_width, left = job->layer->pad_left;
+    const uint32_t line = job->slide.line;
+    int16_t *next = job->planes, *end = next + 2u * job->plane;
+    for (int16_t *row = next + left; row < end; row += line) {
+        while (next != row) {
+            *next++ = 0;
+        }
+        next += width;
+    }
+    while (next < end) {
+        *next++ = 0;
+    }
+}
+
 /* Where the windows of the span's rows lie in a plane and in the table of taps: rows of a window
  * that are outside the input are left out. */
 static void find_windows(const forward_job *job) {
@@ -247,51 +266,40 @@ static void find_windows(const forward_job *job) {
     }
 }
 
-static __attribute__((noinline)) void one_channel(const forward_job *job, const int16_t *plane,
-                                                  uint32_t channel, int32_t bias) {
-    const tf_convolution *layer = job->layer;
-    const tf_requantizer by = tf_make_requantizer(layer->requantize[channel], layer->out_zero);
-    const int32_t pre_shift = layer->pre_shift == NULL ? 0 : layer->pre_shift[channel];
-    const uint32_t channels = layer->out_channels, width = layer->out_width;
-    const uint32_t first = job->span->first, end = job->span->end, ring = job->span->out_ring;
-    tf_slide_rows by_rows = {job->windows, job->windows,         plane,    job->table, 4u * width,
-                             bias,         2u * job->slide.line, job->sums};
-    uint32_t slot = job->first_slot;
-    for (uint32_t y = first; y < end;) {
-        /* Rows are contiguous in the output, so that several are stored in one go. */
-        uint32_t rows = end - y < job->most ? end - y : job->most;
-        rows = ring - slot < rows ? ring - slot : rows;
-        by_rows.end = by_rows.window + rows;
-        tf_slide_rows_of(&job->slide, &by_rows);
-        by_rows.window = by_rows.end;
-        const uint32_t count = rows * width;
-        for (uint32_t i = 0; pre_shift > 0 && i < count; i++) {
-            job->sums[i] = tf_raise_saturating(job->sums[i], pre_shift);
-        }
-        int8_t *output = job->output + slot * width * channels + channel;
-        if (job->mask == NULL) {
-            store_row(&by, job->sums, count, output, channels);
-        } else {
-            store_row_marked(&by, job->sums, count, output, channels, job->mask,
-                             y * width * channels + channel);
-        }
-        y += rows;
-        slot = slot + rows == ring ? 0u : slot + rows;
+static __attribute__((noinline, cold)) void raise(int32_t *sums, uint32_t count, int32_t by) {
+    for (const int32_t *end = sums + count; sums != end; sums++) {
+        *sums = tf_raise_saturating(*sums, by);
     }
 }
 
-static void widen_taps(const forward_job *job, const tf_weights *weights, uint32_t channel,
-                       uint32_t *trained) {
+/* Outputs of a channel whose plane and first sum have been set. */
+static __attribute__((noinline)) void one_channel(forward_job *job, uint32_t channel) {
     const tf_convolution *layer = job->layer;
-    const int8_t *from = weights->fixed + channel;
-    uint32_t step = layer->out_channels;
-    if (*trained < weights->count && weights->channels[*trained] == channel) {
-        from = weights->trained + *trained;
-        step = weights->count;
-        (*trained)++;
+    const tf_requantizer by = tf_make_requantizer(layer->requantize[channel], layer->out_zero);
+    const uint32_t channels = layer->out_channels, width = layer->out_width;
+    const uint32_t first = job->span->first, ring = job->span->out_ring;
+    uint32_t slot = job->first_slot, left = job->span->end - first;
+    job->sums.window = job->windows;
+    for (uint32_t rows; left > 0u; left -= rows) {
+        /* Rows are contiguous in the output, so that several are stored in one go. */
+        rows = left < job->most ? left : job->most;
+        rows = ring - slot < rows ? ring - slot : rows;
+        job->sums.end = job->sums.window + rows;
+        tf_slide_rows_of(&job->slide, &job->sums);
+        const uint32_t count = rows * width, index = slot * width * channels + channel;
+        if (layer->pre_shift != NULL) {
+            raise(job->sums.sums, count, layer->pre_shift[channel]);
+        }
+        if (job->mask == NULL) {
+            store_row(&by, job->sums.sums, count, job->output + index, channels);
+        } else {
+            /* A mask has all rows, and so has the output then. */
+            store_row_marked(&by, job->sums.sums, count, job->output + index, channels, job->mask,
+                             index);
+        }
+        job->sums.window = job->sums.end;
+        slot = slot + rows == ring ? 0u : slot + rows;
     }
-    tf_widen_taps(&job->slide, from, (int32_t)step, (int32_t)(step * layer->kernel_width),
-                  layer->kernel_width, 0, layer->kernel_height, job->table);
 }
 
 static void set_bits(uint8_t *mask, uint32_t size) {
@@ -313,8 +321,10 @@ static uint32_t elements_of_planes(const tf_convolution *layer, uint32_t plane) 
     return 2u * plane + TF_SLIDE_BLOCK * (layer->stride_width + 1u);
 }
 
+/* Those of a table, with DSP instructions or without: overlapping pairs of rows that are filled up. */
 static uint32_t elements_of_table(const tf_convolution *layer) {
-    return layer->kernel_height * tf_room_for_taps(layer->kernel_width);
+    const uint32_t width = layer->kernel_width | 1u;
+    return layer->kernel_height * (width < 3u ? 4u : 2u * width - 2u);
 }
 
 uint32_t tf_depthwise_forward_scratch_bytes(const tf_convolution *layer, uint32_t rows) {
@@ -322,7 +332,7 @@ uint32_t tf_depthwise_forward_scratch_bytes(const tf_convolution *layer, uint32_
     const uint32_t lines = seen < layer->in_height ? seen : layer->in_height;
     const uint32_t planes = elements_of_planes(layer, lines * line_of(layer));
     return sizeof(tf_window) * rows + sizeof(int32_t) * tf_room_for_sums(layer->out_width, rows) +
-           sizeof(int16_t) * (elements_of_table(layer) + planes);
+           sizeof(int16_t) * (2u * elements_of_table(layer) + planes);
 }
 
 void tf_depthwise_forward(const tf_convolution *layer, const tf_span *span, const int8_t *input,
@@ -346,11 +356,25 @@ void tf_depthwise_forward(const tf_convolution *layer, const tf_span *span, cons
                  layer->in_height);
     const uint32_t rows = (uint32_t)(span->end - span->first);
     job.windows = (tf_window *)(void *)scratch;
-    job.sums = (int32_t *)(void *)(job.windows + rows);
-    job.table = (int16_t *)(void *)(job.sums + tf_room_for_sums(layer->out_width, rows));
-    job.planes = job.table + elements_of_table(layer);
+    job.sums.sums = (int32_t *)(void *)(job.windows + rows);
+    job.tables = (int16_t *)(void *)(job.sums.sums + tf_room_for_sums(layer->out_width, rows));
+    job.room = elements_of_table(layer);
+    job.planes = job.tables + 2u * job.room;
     job.plane = (uint32_t)(job.high - job.low) * job.slide.line;
-    memset(job.planes, 0, sizeof(int16_t) * elements_of_planes(layer, job.plane));
+#if TF_MVE
+    if (tf_depthwise_has_vectors(layer, input, output)) {
+        const tf_four_channels room = {job.low, job.high, job.slide.line, (int8_t *)job.tables,
+                                       (int8_t *)job.planes};
+        if (mask != NULL) {
+            set_bits(mask, (uint32_t)layer->out_height * layer->out_width * channels);
+        }
+        tf_depthwise_forward_in_vectors(layer, span, input, weights, bias, output, mask, &room);
+        return;
+    }
+#endif
+    job.sums.row_bytes = (uint32_t)sizeof *job.sums.sums * layer->out_width;
+    job.sums.line_bytes = (uint32_t)sizeof *job.planes * job.slide.line;
+    clear_margins(&job);
     job.most = tf_rows_at_once(layer->out_width);
     job.first_slot = span->first % span->out_ring;
     plan_gathering(&job);
@@ -358,13 +382,19 @@ void tf_depthwise_forward(const tf_convolution *layer, const tf_span *span, cons
     if (mask != NULL) {
         set_bits(mask, (uint32_t)layer->out_height * layer->out_width * channels);
     }
+    const tf_taps taps = {0, 1, layer->kernel_width, layer->kernel_width, 0, layer->kernel_height};
     uint32_t trained = 0;
     for (uint32_t c = 0; c < channels; c += 2u) {
         const uint32_t lanes = channels - c < 2u ? 1u : 2u;
+        tf_channel_taps of[2];
         gather_rows(&job, input + c, lanes);
+        tf_find_taps(weights, c, channels, lanes, &trained, of);
+        tf_widen_taps(&job.slide, &taps, of, lanes, job.tables, job.room);
         for (uint32_t lane = 0; lane < lanes; lane++) {
-            widen_taps(&job, weights, c + lane, &trained);
-            one_channel(&job, job.planes + lane * job.plane, c + lane, bias[c + lane]);
+            job.sums.plane = job.planes + lane * job.plane;
+            job.sums.table = job.tables + lane * job.room;
+            job.sums.start = bias[c + lane];
+            one_channel(&job, c + lane);
         }
     }
 }

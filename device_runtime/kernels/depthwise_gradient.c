@@ -24,10 +24,14 @@ typedef struct {
     int32_t shift;      /* from the product with the channel's factor to a code */
     tf_window *windows; /* one per input row, for each phase of the columns */
     int32_t *sums;
-    int16_t *table, *planes;
+    int16_t *tables, *planes;
+    uint32_t room; /* elements of a table: of one channel, for one phase of the columns */
     uint32_t line, plane;
     int32_t left; /* columns of zeros left of the errors */
     int32_t magnitude;
+#if TF_DSP
+    tf_extremes seen; /* what the magnitude doesn't know yet */
+#endif
 } gradient_job;
 
 #if TF_DSP
@@ -42,37 +46,35 @@ static int16_t to_code(int32_t sum, int32_t factor) {
 static inline __attribute__((always_inline)) void store_four(const int32_t **sums, int32_t factor,
                                                              int16_t **out, uint32_t step,
                                                              uint32_t thrice, uint32_t pairs[2]) {
-    uint32_t a, b, c, d;
-    __asm volatile("ldrd %[a], %[b], [%[sums]], #8\n\t"
-                   "ldrd %[c], %[d], [%[sums]], #8\n\t"
-                   "smmulr %[a], %[a], %[factor]\n\t"
-                   "smmulr %[b], %[b], %[factor]\n\t"
-                   "smmulr %[c], %[c], %[factor]\n\t"
-                   "smmulr %[d], %[d], %[factor]\n\t"
-                   "ssat %[a], #16, %[a]\n\t"
-                   "ssat %[b], #16, %[b]\n\t"
-                   "ssat %[c], #16, %[c]\n\t"
-                   "ssat %[d], #16, %[d]\n\t"
-                   "strh %[a], [%[out]]\n\t"
-                   "strh %[b], [%[out], %[step], lsl #1]\n\t"
-                   "strh %[c], [%[out], %[step], lsl #2]\n\t"
-                   "strh %[d], [%[out], %[thrice], lsl #1]\n\t"
+    uint32_t a, b;
+    __asm volatile("ldmia %[sums]!, {r4, r5, r6, r8}\n\t"
+                   "smmulr r4, r4, %[factor]\n\t"
+                   "smmulr r5, r5, %[factor]\n\t"
+                   "smmulr r6, r6, %[factor]\n\t"
+                   "smmulr r8, r8, %[factor]\n\t"
+                   "ssat r4, #16, r4\n\t"
+                   "ssat r5, #16, r5\n\t"
+                   "ssat r6, #16, r6\n\t"
+                   "ssat r8, #16, r8\n\t"
+                   "strh r4, [%[out]]\n\t"
+                   "strh r5, [%[out], %[step], lsl #1]\n\t"
+                   "strh r6, [%[out], %[step], lsl #2]\n\t"
+                   "strh r8, [%[out], %[thrice], lsl #1]\n\t"
                    "add %[out], %[out], %[step], lsl #3\n\t"
-                   "pkhbt %[a], %[a], %[b], lsl #16\n\t"
-                   "pkhbt %[c], %[c], %[d], lsl #16"
-                   : [sums] "+&r"(*sums), [out] "+&r"(*out), [a] "=&r"(a), [b] "=&r"(b),
-                     [c] "=&r"(c), [d] "=&r"(d)
+                   "pkhbt %[a], r4, r5, lsl #16\n\t"
+                   "pkhbt %[b], r6, r8, lsl #16"
+                   : [sums] "+&r"(*sums), [out] "+&r"(*out), [a] "=&r"(a), [b] "=&r"(b)
                    : [factor] "r"(factor), [step] "r"(step), [thrice] "r"(thrice)
-                   : "memory");
+                   : "r4", "r5", "r6", "r8", "memory");
     pairs[0] = a;
-    pairs[1] = c;
+    pairs[1] = b;
 }
 
 /* Codes are the upper words of sum * factor, rounded. May leave -32768. */
-static __attribute__((noinline)) int32_t store_upper_words(const int32_t *sums, int32_t factor,
-                                                           uint32_t count, int16_t *out,
-                                                           uint32_t step) {
-    tf_extremes seen = {0, 0};
+static __attribute__((noinline)) void
+store_upper_words(gradient_job *job, int32_t factor, uint32_t count, int16_t *out, uint32_t step) {
+    const int32_t *sums = job->sums;
+    tf_extremes seen = job->seen;
     for (const int32_t *end = sums + (count & ~3u); sums != end;) {
         uint32_t pairs[2];
         store_four(&sums, factor, &out, step, 3u * step, pairs);
@@ -82,22 +84,21 @@ static __attribute__((noinline)) int32_t store_upper_words(const int32_t *sums, 
         *out = to_code(*sums, factor);
         tf_note_pairs(&seen, (uint16_t)*out, 0);
     }
-    return tf_magnitude_of(&seen);
+    job->seen = seen;
 }
 
 #endif
 
 static void store_sums(gradient_job *job, int32_t multiplier, uint32_t count, int16_t *out,
                        uint32_t step) {
-    const int32_t *sums = job->sums;
 #if TF_DSP
     if (job->shift >= 16 && job->shift <= 32) {
         const int32_t factor = multiplier * (1 << (32 - job->shift));
-        const int32_t magnitude = store_upper_words(sums, factor, count, out, step);
-        job->magnitude = magnitude > job->magnitude ? magnitude : job->magnitude;
+        store_upper_words(job, factor, count, out, step);
         return;
     }
 #endif
+    const int32_t *sums = job->sums;
     int32_t magnitude = job->magnitude;
     for (uint32_t x = 0; x < count; x++, out += step) {
         const int64_t product = (int64_t)sums[x] * multiplier;
@@ -116,8 +117,10 @@ typedef struct {
     int32_t first;
     int32_t taps; /* of a row, the first of which is that of column `phase` of the kernel */
     int32_t phase;
-    uint32_t before; /* zero taps before them, so that rows begin at words */
-    int32_t start;   /* column of the plane where the first window begins */
+    uint32_t before;  /* zero taps before them, so that rows begin at words */
+    int32_t start;    /* column of the plane where the first window begins */
+    uint32_t count;   /* of the columns */
+    uint32_t at_once; /* rows that are stored in one go: where they go on without a gap, several */
     tf_slide slide;
 } column_phase;
 
@@ -131,6 +134,10 @@ static column_phase columns_from(const gradient_job *job, int32_t first) {
     columns.start = job->left + at / stride - columns.taps + 1;
     columns.before = (uint32_t)columns.start & 1u;
     columns.start -= (int32_t)columns.before;
+    columns.count = (uint32_t)((layer->in_width - 1 - first) / stride + 1);
+    columns.at_once = columns.count * layer->stride_width == layer->in_width
+                          ? tf_rows_at_once(columns.count)
+                          : 1u;
     columns.slide = tf_make_slide((uint32_t)columns.taps + columns.before, 1u, job->line);
     return columns;
 }
@@ -152,37 +159,61 @@ static void find_windows(const gradient_job *job, const column_phase *columns, i
     }
 }
 
-/* One phase of the columns of one channel. */
-static void one_phase(gradient_job *job, const column_phase *columns, const int16_t *plane,
-                      const int8_t *weights, uint32_t step, uint32_t channel) {
+/* The tables of one phase of the columns of `lanes` channels. */
+static void widen_phase(const gradient_job *job, const column_phase *columns,
+                        const tf_channel_taps of[2], uint32_t lanes) {
     const tf_convolution *layer = job->layer;
     const int32_t stride = layer->stride_width, rows_stride = layer->stride_height;
-    const int32_t kernel_row = (int32_t)step * layer->kernel_width;
-    const uint32_t first = (uint32_t)columns->first;
     const int32_t most = phase_taps(layer->kernel_height, rows_stride, 0);
+    int16_t *table = job->tables;
     for (int32_t p = 0; p < rows_stride; p++) {
         const int32_t rows = phase_taps(layer->kernel_height, rows_stride, p);
-        const int8_t *last = weights + (p + (rows - 1) * rows_stride) * kernel_row +
-                             (columns->phase + (columns->taps - 1) * stride) * (int32_t)step;
-        tf_widen_taps(&columns->slide, last, -stride * (int32_t)step, -rows_stride * kernel_row,
-                      (uint32_t)columns->taps, columns->before, (uint32_t)rows,
-                      job->table + (uint32_t)(p * most) * columns->slide.taps_row);
+        const int32_t last_row = (p + (rows - 1) * rows_stride) * layer->kernel_width;
+        const tf_taps taps = {last_row + columns->phase + (columns->taps - 1) * stride,
+                              -stride,
+                              -rows_stride * layer->kernel_width,
+                              (uint32_t)columns->taps,
+                              columns->before,
+                              (uint32_t)rows};
+        tf_widen_taps(&columns->slide, &taps, of, lanes, table, job->room);
+        table += (uint32_t)most * columns->slide.taps_row;
     }
-    const uint32_t width = layer->in_width, height = layer->in_height;
-    const uint32_t count = (width - 1u - first) / (uint32_t)stride + 1u;
-    /* Where rows go on without a gap several are stored in one go. */
-    const uint32_t most_rows = count * (uint32_t)stride == width ? tf_rows_at_once(count) : 1u;
-    int16_t *out = job->out + first * layer->in_channels + channel;
+}
+
+/* One phase of the columns of one channel. */
+static void one_phase(gradient_job *job, const column_phase *columns, uint32_t lane,
+                      uint32_t channel) {
+    const tf_convolution *layer = job->layer;
+    const uint32_t first = (uint32_t)columns->first, height = layer->in_height;
+    const uint32_t count = columns->count, channels = layer->in_channels;
+    const uint32_t step = layer->stride_width * channels;
+    const int32_t multiplier = layer->error_multiplier[channel];
+    int16_t *out = job->out + first * channels + channel;
     const tf_window *windows = job->windows + first * height;
-    tf_slide_rows by_rows = {windows,    windows, plane + columns->start, job->table,
-                             4u * count, 0,       2u * job->line,         job->sums};
-    for (uint32_t y = 0; y < height; y += most_rows) {
-        const uint32_t rows = height - y < most_rows ? height - y : most_rows;
+    tf_slide_rows by_rows = {windows,
+                             windows,
+                             job->planes + lane * job->plane + columns->start,
+                             job->tables + lane * job->room,
+                             4u * count,
+                             0,
+                             2u * job->line,
+                             job->sums};
+    for (uint32_t left = height, rows; left > 0u; left -= rows) {
+        rows = left < columns->at_once ? left : columns->at_once;
         by_rows.end = by_rows.window + rows;
         tf_slide_rows_of(&columns->slide, &by_rows);
         by_rows.window = by_rows.end;
-        store_sums(job, layer->error_multiplier[channel], rows * count,
-                   out + y * width * layer->in_channels, (uint32_t)stride * layer->in_channels);
+        store_sums(job, multiplier, rows * count, out, step);
+        out += rows * layer->in_width * channels;
+    }
+}
+
+/* The same of so many channels from `channel` on. */
+static void all_lanes(gradient_job *job, const column_phase *columns, const tf_channel_taps of[2],
+                      uint32_t lanes, uint32_t channel) {
+    widen_phase(job, columns, of, lanes);
+    for (uint32_t lane = 0; lane < lanes; lane++) {
+        one_phase(job, columns, lane, channel + lane);
     }
 }
 
@@ -232,7 +263,7 @@ uint32_t tf_depthwise_input_gradient_scratch_bytes(const tf_convolution *layer) 
     const uint32_t planes = elements_of_planes(layer->out_height * line_of(layer, zeros));
     return sizeof(tf_window) * column_phases(layer) * layer->in_height +
            sizeof(int32_t) * tf_room_for_sums(layer->in_width, layer->in_height) +
-           sizeof(int16_t) * (elements_of_table(layer) + planes);
+           sizeof(int16_t) * (2u * elements_of_table(layer) + planes);
 }
 
 static inline void set_scale(const tf_convolution *layer, const tf_scale *scale, int32_t headroom,
@@ -262,10 +293,15 @@ void tf_depthwise_input_gradient(const tf_convolution *layer, const int16_t *err
     job.line = line_of(layer, (uint32_t)job.left);
     job.plane = layer->out_height * job.line;
     job.magnitude = 0;
+#if TF_DSP
+    job.seen = (tf_extremes){0, 0};
+#endif
     job.windows = (tf_window *)(void *)scratch;
     job.sums = (int32_t *)(void *)(job.windows + phases * layer->in_height);
-    job.table = (int16_t *)(void *)(job.sums + tf_room_for_sums(layer->in_width, layer->in_height));
-    job.planes = job.table + elements_of_table(layer);
+    job.tables =
+        (int16_t *)(void *)(job.sums + tf_room_for_sums(layer->in_width, layer->in_height));
+    job.room = elements_of_table(layer);
+    job.planes = job.tables + 2u * job.room;
     for (uint32_t x = 0; x < phases; x++) {
         const column_phase columns = columns_from(&job, (int32_t)x);
         if (x < KEPT_PHASES) {
@@ -279,24 +315,20 @@ void tf_depthwise_input_gradient(const tf_convolution *layer, const int16_t *err
         const uint32_t lanes = channels - c < 2u ? 1u : 2u;
         const tf_gathering by = gathering_of_errors(layer, lanes, job.line, job.plane);
         tf_gather_errors(&by, error + c, job.planes + job.left);
-        for (uint32_t lane = 0; lane < lanes; lane++) {
-            const int8_t *taps = weights->fixed + c + lane;
-            uint32_t step = channels;
-            if (trained < weights->count && weights->channels[trained] == c + lane) {
-                taps = weights->trained + trained++;
-                step = weights->count;
-            }
-            for (uint32_t x = 0; x < phases; x++) {
-                const int16_t *plane = job.planes + lane * job.plane;
-                if (x < KEPT_PHASES) {
-                    one_phase(&job, &kept[x], plane, taps, step, c + lane);
-                } else {
-                    const column_phase columns = columns_from(&job, (int32_t)x);
-                    one_phase(&job, &columns, plane, taps, step, c + lane);
-                }
+        tf_channel_taps of[2];
+        tf_find_taps(weights, c, channels, lanes, &trained, of);
+        for (uint32_t x = 0; x < phases; x++) {
+            if (x < KEPT_PHASES) {
+                all_lanes(&job, &kept[x], of, lanes, c);
+            } else {
+                const column_phase columns = columns_from(&job, (int32_t)x);
+                all_lanes(&job, &columns, of, lanes, c);
             }
         }
     }
+#if TF_DSP
+    tf_note_magnitude(&job.magnitude, tf_magnitude_of(&job.seen));
+#endif
     tf_amend_lowest(out, (uint32_t)layer->in_height * layer->in_width * channels, &job.magnitude);
     set_scale(layer, scale, headroom, job.magnitude, out_scale);
 }

@@ -53,6 +53,20 @@ static inline tf_requantizer tf_make_requantizer(tf_multiplier word, int32_t zer
     return r;
 }
 
+/* Upper word of a product. */
+static inline int32_t tf_high_product(int32_t a, int32_t b) {
+#if defined(__ARM_ARCH) && __ARM_ARCH == 6
+    /* By halves: Armv6-M multiplies 32 bits by 32 bits to 32, and its library takes its time. */
+    const uint32_t a_low = (uint32_t)a & 0xffffu, b_low = (uint32_t)b & 0xffffu;
+    const int32_t a_high = a >> 16, b_high = b >> 16;
+    const int32_t middle = a_high * (int32_t)b_low + (int32_t)(a_low * b_low >> 16);
+    const int32_t rest = (int32_t)a_low * b_high + (middle & 0xffff);
+    return a_high * b_high + (middle >> 16) + (rest >> 16);
+#else
+    return (int32_t)(((int64_t)a * b) >> 32);
+#endif
+}
+
 /* The output code before the clamp; `raised` is the sum after its pre_shift. */
 static inline int32_t tf_requantize(const tf_requantizer *by, int32_t raised) {
 #if defined(__ARM_FEATURE_DSP)
@@ -60,8 +74,7 @@ static inline int32_t tf_requantize(const tf_requantizer *by, int32_t raised) {
     __asm("smmla %0, %1, %2, %3" : "=r"(sum) : "r"(raised), "r"(by->word), "r"(by->offset));
     return sum >> by->shift;
 #else
-    const int32_t high = (int32_t)(((int64_t)raised * by->word) >> 32);
-    return (high + by->offset) >> by->shift;
+    return (tf_high_product(raised, by->word) + by->offset) >> by->shift;
 #endif
 }
 
@@ -176,7 +189,7 @@ static inline int32_t tf_apply_large_step(int32_t gradient, tf_step step) {
 static inline int32_t tf_apply_step(int32_t gradient, tf_step step) {
     if (step.shift >= 33 && step.shift <= 62) {
         /* Below the kept bits only the high word matters: the same value in 32-bit steps. */
-        const int32_t high = (int32_t)(((int64_t)gradient * step.mantissa) >> 32);
+        const int32_t high = tf_high_product(gradient, step.mantissa);
         return (high + (1 << (step.shift - 33))) >> (step.shift - 32);
     }
     return step.shift > 62 ? 0 : tf_apply_large_step(gradient, step);

@@ -14,6 +14,14 @@
 #define TF_DSP 0
 #endif
 
+/* Vectors of 16 bytes (Helium). A core that has them has DSP instructions as well. */
+#if defined(__ARM_FEATURE_MVE)
+#define TF_MVE 1
+#include <arm_mve.h>
+#else
+#define TF_MVE 0
+#endif
+
 static inline uint32_t tf_load32(const void *from) {
     uint32_t word;
     memcpy(&word, from, sizeof word);
@@ -93,6 +101,17 @@ static inline uint32_t tf_even_plus(uint32_t add, uint32_t word) {
 static inline uint32_t tf_odd_plus(uint32_t add, uint32_t word) {
     uint32_t odd;
     __asm("sxtab16 %0, %1, %2, ror #8" : "=r"(odd) : "r"(add), "r"(word));
+    return odd;
+}
+
+/* The same without anything added. */
+static inline uint32_t tf_even(uint32_t word) {
+    return (uint32_t)__sxtb16((int8x4_t)word);
+}
+
+static inline uint32_t tf_odd(uint32_t word) {
+    uint32_t odd;
+    __asm("sxtb16 %0, %1, ror #8" : "=r"(odd) : "r"(word));
     return odd;
 }
 

@@ -51,10 +51,28 @@ typedef struct {
 
 tf_slide tf_make_slide(uint32_t taps, uint32_t stride, uint32_t line);
 
-/* Writes `rows` rows of the table: before zeros, then the `count` values from[0], from[step], …;
- * the next row starts `row_step` later in `from`. */
-void tf_widen_taps(const tf_slide *slide, const int8_t *from, int32_t step, int32_t row_step,
-                   uint32_t count, uint32_t before, uint32_t rows, int16_t *table);
+/* The taps of a channel, `step` from one to the next. */
+typedef struct {
+    const int8_t *first;
+    uint32_t step;
+} tf_channel_taps;
+
+/* Those of `channel` and, with two `lanes`, of the next one; `trained` channels lie before them among
+ * those of the weights, and goes on. */
+void tf_find_taps(const tf_weights *weights, uint32_t channel, uint32_t channels, uint32_t lanes,
+                  uint32_t *trained, tf_channel_taps of[2]);
+
+/* Rows of a table: `rows` of them, each `before` zeros, then `count` taps and zeros: those from tap
+ * `first` on, `step` from one to the next and `row_step` from row to row. */
+typedef struct {
+    int32_t first, step, row_step;
+    uint32_t count, before, rows;
+} tf_taps;
+
+/* Writes the tables of these taps of one channel or of two, the second one's `room` elements behind
+ * the first one's. */
+void tf_widen_taps(const tf_slide *slide, const tf_taps *taps, const tf_channel_taps of[2],
+                   uint32_t lanes, int16_t *table, uint32_t room);
 
 /* sum x of a row = start + the products of the window's rows of taps, where the first tap lies at
  * column x * stride. Reads, and writes behind the last row, as far as a whole number of blocks

@@ -306,7 +306,9 @@ def _check_rate(learning_rate: float, option: str = "--learning-rate") -> None:
 def measure(
     bundle: BundleFolder = None,
     plan: OnePlan = None,
-    machine: Annotated[str, typer.Option(help="What runs the image: unicorn.")] = "unicorn",
+    machine: Annotated[
+        str | None, typer.Option(help="What runs the image: unicorn or qemu, as the board is.")
+    ] = None,
     data: Annotated[
         Path | None,
         typer.Option(

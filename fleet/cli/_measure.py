@@ -11,7 +11,7 @@ from simulator.machines.measure import Measurement, measure
 _KERNELS_SHOWN = 12
 
 
-def measure_bundle(*, bundle: Path, plan: str | None, machine: str, as_json: bool) -> None:
+def measure_bundle(*, bundle: Path, plan: str | None, machine: str | None, as_json: bool) -> None:
     """Run the image and print the figures; refusals are exceptions of codegen and simulator."""
     found = measure(bundle, plan, machine)
     if as_json:

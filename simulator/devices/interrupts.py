@@ -61,7 +61,11 @@ class SystemControl(Peripheral):
     VECTKEY, SYSRESETREQ = 0x05FA, 1 << 2
     FORCED = 1 << 30
     MEMORY_ADDRESS_IS_VALID, BUS_ADDRESS_IS_VALID = 1 << 7, 1 << 15
-    CPUIDS: ClassVar[dict[str, int]] = {"cortex-m4": 0x410FC241, "cortex-m7": 0x411FC271}
+    CPUIDS: ClassVar[dict[str, int]] = {
+        "cortex-m3": 0x412FC230,
+        "cortex-m4": 0x410FC241,
+        "cortex-m7": 0x411FC271,
+    }
 
     def __init__(
         self,

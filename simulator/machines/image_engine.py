@@ -8,16 +8,22 @@ functions of the image are called by symbol. The counterpart on the host is
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Iterable
+from contextlib import AbstractContextManager, ExitStack
 from types import TracebackType
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
+from codegen.firmware.boards import Board
 from codegen.firmware.bundle import Bundle, PlanInfo
 from simulator.errors import MeasureError
+from simulator.machines import unicorn_board
+from simulator.machines.counting import InstructionCounter
 from simulator.machines.protocol import StopReason
+from simulator.machines.qemu import machine as qemu_machine
+from simulator.machines.qemu.image_board import CountedBlocks, ImageBoard
 from simulator.machines.unicorn import UnicornMachine
 
 # Structs of device_runtime/include/tinyfleet/engine.h on a 32-bit core.
@@ -31,6 +37,27 @@ _PLAN_SIZES = struct.Struct("<32xII")  # arena_bytes, state_bytes
 _BOOT_MILLISECONDS = 10_000
 
 
+COUNTING = ("unicorn", "qemu")
+"""Machines whose firmware's functions can be called, and are counted."""
+ImageMachine: TypeAlias = UnicornMachine | ImageBoard
+"""A machine whose firmware's functions can be called."""
+
+
+def machine_for(board: Board) -> str:
+    """Name of the machine that this board's image is called in.
+
+    Raises: MeasureError where there is none.
+    """
+    if unicorn_board.can_call(board):
+        return "unicorn"
+    if qemu_machine.can_run(board):
+        return "qemu"
+    raise MeasureError(
+        f"no machine that counts instructions is a board like {board.name} (port {board.port}, "
+        f"{board.cpu}); measure on one with a core of its kind (`tinyfleet machines`)"
+    )
+
+
 class ImageEngine:
     """One plan of a bundle, loaded with the factory weights on an emulated board.
 
@@ -38,16 +65,13 @@ class ImageEngine:
     ...     engine.train_step(sample, 3, 2**20 // 100, seed=5)
     """
 
-    def __init__(
-        self,
-        bundle: Bundle,
-        plan_id: str,
-        *,
-        before_boot: Callable[[UnicornMachine], None] = lambda _: None,
-    ) -> None:
-        """``before_boot`` is given the machine at its reset vector, to install hooks.
+    machine: ImageMachine
 
-        Raises: MeasureError when the bundle has no such plan.
+    def __init__(self, bundle: Bundle, plan_id: str, *, paint: int | None = None) -> None:
+        """``paint``: a word that the SRAM is full of before the firmware starts.
+
+        Raises: MeasureError when the bundle has no such plan, or no machine is its board; QemuError
+            where that is QEMU, which is missing.
         """
         self._bundle = bundle
         self.plan = find_plan(bundle, plan_id)
@@ -58,15 +82,15 @@ class ImageEngine:
         self._sample_bytes = bundle.manifest.model.sample_bytes
         if 32 + self._sample_bytes > region.bytes:
             raise MeasureError(f"a sample of {self._sample_bytes} bytes doesn't fit the sample log")
-        self.machine = UnicornMachine(
-            bundle.board,
-            bundle.firmware,
-            clock=lambda: 0,
-            flash_content=[(region.address, bytes.fromhex(self.plan.id))],
-        )
+        content = [(region.address, bytes.fromhex(self.plan.id))]
+        if machine_for(bundle.board) == "unicorn":
+            self.machine = _unicorn(bundle, content, paint)
+        else:
+            self.machine = ImageBoard(
+                bundle.board, bundle.firmware, flash_content=content, paint=paint
+            )
         self._stack = ExitStack()
         self._engine = 0
-        before_boot(self.machine)
 
     def __enter__(self) -> ImageEngine:
         """Boot and load the plan.
@@ -91,6 +115,25 @@ class ImageEngine:
     ) -> None:
         """Give back the machine."""
         self._stack.close()
+
+    @property
+    def core(self) -> UnicornMachine:
+        """The machine, where it is Unicorn's: what it executes can be watched.
+
+        Raises: MeasureError where it isn't.
+        """
+        if not isinstance(self.machine, UnicornMachine):
+            raise MeasureError(
+                f"board {self._bundle.board.name} runs in QEMU, which counts instructions by "
+                "function of the image only; compile the model for a board of Unicorn's"
+            )
+        return self.machine
+
+    def counting(self) -> AbstractContextManager[InstructionCounter | CountedBlocks]:
+        """Count the instructions of what is called from now on."""
+        if isinstance(self.machine, ImageBoard):
+            return self.machine.counting()
+        return InstructionCounter(self.core)
 
     def score(self, sample: NDArray[np.int8], label: int) -> int:
         """Forward pass and loss of an int8 sample (H, W, C); returns the predicted class."""
@@ -188,6 +231,15 @@ class ImageEngine:
         fields = self._fields()
         if (fields[_PLAN], fields[_WEIGHTS]) != (plan, weights):
             raise MeasureError("tf_engine of this image isn't laid out as the simulator knows it")
+
+
+def _unicorn(
+    bundle: Bundle, content: Iterable[tuple[int, bytes]], paint: int | None
+) -> UnicornMachine:
+    machine = UnicornMachine(bundle.board, bundle.firmware, clock=lambda: 0, flash_content=content)
+    if paint is not None:
+        machine.sram[:] = paint.to_bytes(4, "little") * (bundle.board.sram.bytes // 4)
+    return machine
 
 
 def find_plan(bundle: Bundle, wanted: str | None) -> PlanInfo:

@@ -16,6 +16,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from string import Template
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -23,7 +24,7 @@ from numpy.typing import NDArray
 from unicorn import arm_const, unicorn_const
 from unicorn.unicorn_py3 import unicorn as binding
 
-from codegen.firmware.boards import load_board
+from codegen.firmware.boards import Cpu, load_board
 from codegen.firmware.toolchain import find_toolchain
 from codegen.host_toolchain import Source, host_toolchain
 from simulator.errors import ImageError, MachineFault
@@ -36,17 +37,26 @@ Array = NDArray[Any]
 _FLASH, _FLASH_BYTES = 0x08000000, 1 << 20
 _RAM, _RAM_BYTES, _STACK_BYTES = 0x20000000, 4 << 20, 16 << 10
 _RED_ZONE = bytes(range(0xA1, 0xC1))
-_LINKER_SCRIPT = f"""
-Reset_Handler = {_FLASH + 1:#x};
+_LINKER_SCRIPT = """
+Reset_Handler = $flash + 1;
 SECTIONS
-{{
-  . = {_FLASH:#x};
-  .text : {{ KEEP(*(.text .text.tf_*)) *(.text.*) }}
-  .rodata : {{ *(.rodata .rodata.*) }}
-  .data : {{ *(.data .data.*) *(.bss .bss.*) }}
-  /DISCARD/ : {{ *(.ARM.exidx*) *(.comment) *(.note*) *(.debug*) }}
-}}
+{
+  . = $flash;
+  .text : { KEEP(*(.text .text.tf_*)) *(.text.*) }
+  .rodata : { *(.rodata .rodata.*) }
+  .data : { *(.data .data.*) *(.bss .bss.*) }
+  /DISCARD/ : { *(.ARM.exidx*) *(.comment) *(.note*) *(.debug*) }
+}
 """
+BOARDS = {
+    "cortex-m0plus": "mps2-an383",
+    "cortex-m3": "mps2-an385",
+    "cortex-m4": "stm32f407",
+    "cortex-m7": "stm32f746",
+    "cortex-m33": "mps2-an505",
+    "cortex-m55": "mps3-an547",
+}
+"""Boards whose cores kernels are compiled for, by core."""
 
 
 @dataclass(frozen=True)
@@ -79,18 +89,23 @@ class Call:
     by_function: dict[str, int] = field(default_factory=dict)
 
 
-class _Memory(Protocol):
+class Memory(Protocol):
+    """What arguments are placed in."""
+
     pointer_bytes: int
 
-    def write(self, address: int, data: bytes) -> None: ...
+    def write(self, address: int, data: bytes) -> None:
+        """Stores to it."""
 
-    def read_memory(self, address: int, size: int) -> bytes: ...
+    def read_memory(self, address: int, size: int) -> bytes:
+        """Loads from it."""
 
 
-class _Frame:
+class Frame:
     """Arguments of one call, placed one after the other from ``start`` on."""
 
-    def __init__(self, memory: _Memory, start: int, size: int) -> None:
+    def __init__(self, memory: Memory, start: int, size: int) -> None:
+        """Nothing is placed yet."""
         self._memory, self._next, self._end = memory, start, start + size
         self._arrays: dict[int, tuple[Array, int]] = {}
         self._structs: list[tuple[Struct, int, list[int]]] = []
@@ -176,7 +191,7 @@ class HostKernels:
         """
         buffer = ctypes.create_string_buffer(_RAM_BYTES)
         start = ctypes.addressof(buffer)
-        frame = _Frame(self, start + -start % 8, _RAM_BYTES - 8)
+        frame = Frame(self, start + -start % 8, _RAM_BYTES - 8)
         words = [ctypes.c_size_t(frame.place(argument)) for argument in arguments]
         result = self._library[function](*words)
         frame.take_back()
@@ -196,7 +211,7 @@ class ArmKernels(UnicornCore):
 
     pointer_bytes = 4
 
-    def __init__(self, elf: Path, cpu: str) -> None:
+    def __init__(self, elf: Path, cpu: Cpu) -> None:
         """``cpu`` is one of ``simulator.machines.unicorn_core.MODELS``."""
         super().__init__()
         self.image: ElfImage = load_elf(elf)
@@ -217,7 +232,7 @@ class ArmKernels(UnicornCore):
         function that the image doesn't have.
         """
         address = self.image.address_of(function)
-        frame = _Frame(self, _RAM + _STACK_BYTES, _RAM_BYTES - _STACK_BYTES)
+        frame = Frame(self, _RAM + _STACK_BYTES, _RAM_BYTES - _STACK_BYTES)
         words = [frame.place(argument) & 0xFFFFFFFF for argument in arguments]
         on_stack = b"".join(word.to_bytes(4, "little") for word in words[4:])
         self.stack_pointer = (_RAM + _STACK_BYTES - len(on_stack)) & ~7
@@ -260,26 +275,41 @@ def arm_kernels(
     sources: Sequence[Path],
     include_dirs: Sequence[Path],
     *,
-    cpu: Literal["cortex-m7", "cortex-m4"] = "cortex-m7",
+    cpu: Cpu = "cortex-m7",
     compiler: Literal["gcc", "zig"] | None = None,
 ) -> ArmKernels:
-    """Compiles ``sources`` as firmware compiles its kernels, for calls in emulation.
+    """Compiles ``sources`` as firmware compiles its kernels, for calls in Unicorn.
 
     Raises ToolchainError where that fails, or where there is no such compiler.
     """
-    board = load_board("stm32f746" if cpu == "cortex-m7" else "stm32f407")
     with tempfile.TemporaryDirectory() as folder:
-        script, elf = Path(folder) / "kernels.ld", Path(folder) / "kernels.elf"
-        script.write_text(_LINKER_SCRIPT)
-        find_toolchain(compiler).build(
-            [Source(path, optimize="-O3") for path in sources],
-            include_dirs=include_dirs,
-            defines={},
-            board=board,
-            linker_script=script,
-            output_elf=elf,
-        )
+        elf = build_kernels(sources, include_dirs, cpu, compiler, _FLASH, Path(folder))
         return ArmKernels(elf, cpu)
+
+
+def build_kernels(
+    sources: Sequence[Path],
+    include_dirs: Sequence[Path],
+    cpu: Cpu,
+    compiler: Literal["gcc", "zig"] | None,
+    flash: int,
+    folder: Path,
+) -> Path:
+    """An image of ``sources`` from address ``flash`` on, in ``folder``.
+
+    Raises ToolchainError where that fails, or where there is no such compiler.
+    """
+    script, elf = folder / "kernels.ld", folder / "kernels.elf"
+    script.write_text(Template(_LINKER_SCRIPT).substitute(flash=f"{flash:#x}"))
+    find_toolchain(compiler).build(
+        [Source(path, optimize="-O3") for path in sources],
+        include_dirs=include_dirs,
+        defines={},
+        board=load_board(BOARDS[cpu]),
+        linker_script=script,
+        output_elf=elf,
+    )
+    return elf
 
 
 def host_kernels(

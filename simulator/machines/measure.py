@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 from codegen.firmware.bundle import Bundle, load_bundle
 from codegen.graph.ir import LOSS_UNITS
 from simulator.errors import ImageError, MachineFault, MeasureError
-from simulator.machines.counting import InclusiveCounter, InstructionCounter
-from simulator.machines.image_engine import ImageEngine, find_plan
-from simulator.machines.unicorn import UnicornMachine
+from simulator.machines.counting import InclusiveCounter
+from simulator.machines.image_engine import COUNTING, ImageEngine, find_plan, machine_for
+from simulator.machines.qemu.debugger import QemuError
 
 __all__ = ["ImageEngine", "Instructions", "Measurement", "StepProfile", "measure", "profile_step"]
 
@@ -84,7 +84,7 @@ class StepProfile:
 def measure(
     bundle_dir: Path | str,
     plan_id: str | None = None,
-    machine: str = "unicorn",
+    machine: str | None = None,
     *,
     sample: NDArray[np.int8] | None = None,
     label: int = 0,
@@ -96,7 +96,7 @@ def measure(
     Args:
         bundle_dir: folder of the bundle.
         plan_id: id of the plan, its name, or a prefix of its id; the first plan where None.
-        machine: "unicorn".
+        machine: "unicorn" or "qemu"; where None, the one that has the bundle's board.
         sample: int8 [H, W, C] in the model's input scale, with targets flat as a device logs it;
             random from ``seed`` where None.
         label: of the sample.
@@ -106,17 +106,22 @@ def measure(
     Raises: BundleError for a damaged bundle; MeasureError for an unknown plan or machine, a
         wrong sample, or an image that faults.
     """
-    if machine != "unicorn":
-        raise MeasureError(f"no machine {machine!r} can measure; use unicorn")
+    if machine not in (None, *COUNTING):
+        raise MeasureError(f"no machine {machine!r} can measure; use {' or '.join(COUNTING)}")
     bundle = load_bundle(bundle_dir)
     plan = find_plan(bundle, plan_id)
+    found = machine_for(bundle.board)
+    if machine not in (None, found):
+        raise MeasureError(
+            f"machine {machine!r} can't measure on board {bundle.board.name}; use {found}"
+        )
     if sample is None:
         sample = _random_sample(bundle, seed)
     board = bundle.board
     step = (sample, label, round(learning_rate * _Q20), seed)
     try:
         with ImageEngine(bundle, plan.id) as engine:
-            with InstructionCounter(engine.machine) as counter:
+            with engine.counting() as counter:
                 predicted = engine.score(sample, label)
                 forward = counter.total
                 logits, loss_q16 = engine.logits, engine.loss_q16
@@ -131,11 +136,11 @@ def measure(
                 )
             stack_bytes = engine.machine.stack_high_water_bytes()
         touched = _touched_bytes(bundle, plan.id, step)
-    except (ImageError, MachineFault) as error:
+    except (ImageError, MachineFault, QemuError) as error:
         raise MeasureError(f"bundle {bundle_dir}, plan {plan.name}: {error}") from error
     return Measurement(
         board=board.name,
-        machine=machine,
+        machine=found,
         plan=plan.id,
         plan_name=plan.name,
         instructions=instructions,
@@ -161,10 +166,10 @@ def profile_step(
     try:
         with (
             ImageEngine(bundle, plan.id) as engine,
-            InclusiveCounter(engine.machine, functions) as counter,
+            InclusiveCounter(engine.core, functions) as counter,
         ):
             engine.train_step(_random_sample(bundle, seed), 0, round(0.01 * _Q20), seed)
-            names = {start: name for name, (start, _) in engine.machine.image.symbols.items()}
+            names = {start: name for name, (start, _) in engine.core.image.symbols.items()}
             by_constant: Counter[tuple[str, str]] = Counter()
             for (function, argument), count in counter.by_argument().items():
                 by_constant[function, names.get(argument, "")] += count
@@ -184,15 +189,12 @@ def _touched_bytes(bundle: Bundle, plan: str, step: tuple[NDArray[np.int8], int,
     The run is made twice, over zeros and over ones: a word that was never written keeps both.
     Watching stores instead is slower, and Unicorn 2.1.4 loses the state of IT blocks over it.
     """
-    words = bundle.board.sram.bytes // 4
+    words = bundle.board.sram_limit_bytes // 4
     kept = np.ones(words, np.bool_)
     for paint in (0x00000000, 0xFFFFFFFF):
-
-        def fill(machine: UnicornMachine, word: int = paint) -> None:
-            machine.sram[:] = word.to_bytes(4, "little") * words
-
-        with ImageEngine(bundle, plan, before_boot=fill) as engine:
+        with ImageEngine(bundle, plan, paint=paint) as engine:
             engine.score(step[0], step[1])
             engine.train_step(*step)
-            kept &= np.frombuffer(engine.machine.sram, "<u4").copy() == paint
+            content = engine.machine.read_memory(bundle.board.sram.address, 4 * words)
+            kept &= np.frombuffer(content, "<u4") == paint
     return 4 * int((~kept).sum())

@@ -207,7 +207,7 @@ class _Qemu(_Kind):
 
     def why_absent(self) -> str:
         from simulator.machines.qemu.debugger import QemuError
-        from simulator.machines.qemu.machine import find_qemu
+        from simulator.machines.qemu.process import find_qemu
 
         return _refusal(find_qemu, QemuError)
 

@@ -56,7 +56,12 @@ BUS_CLOCKS = 16
 
 def can_run(board: Board) -> bool:
     """Whether there is a core like this board's, and the peripherals that its port uses."""
-    return board.port == "stm32" and board.cpu in MODELS
+    return board.port == "stm32" and can_call(board)
+
+
+def can_call(board: Board) -> bool:
+    """Whether functions of its image can be called: also of a port that touches no peripherals."""
+    return (board.port == "stm32" or board.engine_only) and board.cpu in MODELS
 
 
 class UnicornBoard(CoreRegisters, ABC):
@@ -77,7 +82,7 @@ class UnicornBoard(CoreRegisters, ABC):
         """
         super().__init__()
         self.board, self.image = board, image
-        if not can_run(board):
+        if not can_call(board):
             raise ImageError(
                 f"board {board.name}: Unicorn has boards of the port stm32 with "
                 f"{' or '.join(sorted(MODELS))}, not {board.port} with {board.cpu}; run it as "

@@ -15,11 +15,15 @@ from unicorn import arm_const, unicorn_const
 from unicorn.unicorn_py3 import unicorn as binding
 from unicorn.unicorn_py3.arch.types import uc_context, uc_engine, uc_hook_h
 
+from codegen.firmware.boards import Cpu
 from codegen.host_toolchain import host_toolchain
 from simulator.errors import ImageError
 
 _TRANSLATION_BYTES = 4 << 20
-MODELS = {
+MODELS: dict[Cpu, int] = {
+    # Unicorn has no core that refuses what this one lacks: its images run on a larger one.
+    "cortex-m0plus": arm_const.UC_CPU_ARM_CORTEX_M3,
+    "cortex-m3": arm_const.UC_CPU_ARM_CORTEX_M3,
     "cortex-m4": arm_const.UC_CPU_ARM_CORTEX_M4,
     "cortex-m7": arm_const.UC_CPU_ARM_CORTEX_M7,
     "cortex-m33": arm_const.UC_CPU_ARM_CORTEX_M33,
@@ -185,7 +189,7 @@ class UnicornCore(CoreRegisters):
             self._handle = None
         self._callbacks.clear()
 
-    def _open_core(self, cpu: str) -> None:
+    def _open_core(self, cpu: Cpu) -> None:
         """A core of ``MODELS`` without memory."""
         library = binding.uclib
         engine = uc_engine()

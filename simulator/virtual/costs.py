@@ -14,7 +14,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from codegen.firmware.bundle import Bundle
-from simulator.machines.counting import InstructionCounter
 from simulator.machines.host_structs import Costs
 from simulator.machines.image_engine import ImageEngine
 
@@ -72,7 +71,7 @@ def measure_costs(bundle: Bundle) -> WorkCosts:
     """
     counted = []
     for plan in bundle.manifest.plans:
-        with ImageEngine(bundle, plan.id) as engine, InstructionCounter(engine.machine) as counter:
+        with ImageEngine(bundle, plan.id) as engine, engine.counting() as counter:
             sample = np.zeros(bundle.manifest.model.input.shape, np.int8)
             engine.score(sample, 0)
             forward = counter.total

@@ -152,7 +152,11 @@ def test_a_random_model_trains_to_the_same_bits_everywhere(
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("padding", "board", "compiler"),
-    [((0, 0, 1, 1), "stm32f746", "gcc"), ((0, 0, 0, 1), "stm32f407", "zig")],
+    [
+        ((0, 0, 1, 1), "stm32f746", "gcc"),
+        ((0, 0, 0, 1), "stm32f407", "zig"),
+        ((0, 0, 1, 1), "mps3-an547", "zig"),
+    ],
 )
 def test_kernels_of_one_tap_see_padding_at_the_end_everywhere(
     padding: tuple[int, int, int, int],
@@ -174,7 +178,13 @@ def test_kernels_of_one_tap_see_padding_at_the_end_everywhere(
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("seed", "board", "compiler"), [(34, "stm32f746", "gcc"), (23, "stm32f407", "zig")]
+    ("seed", "board", "compiler"),
+    [
+        (34, "stm32f746", "gcc"),
+        (23, "stm32f407", "zig"),
+        (34, "mps2-an383", "zig"),
+        (23, "mps3-an547", "gcc"),
+    ],
 )
 def test_a_quantized_model_with_channels_of_any_scales_trains_to_the_same_bits_everywhere(
     seed: int, board: str, compiler: Literal["gcc", "zig"], tmp_path: Path

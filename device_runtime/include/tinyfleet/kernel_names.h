@@ -27,6 +27,7 @@
 #define tf_gather_columns TF_KERNEL(gather_columns)
 #define tf_fill_up TF_KERNEL(fill_up)
 #define tf_make_slide TF_KERNEL(make_slide)
+#define tf_find_taps TF_KERNEL(find_taps)
 #define tf_widen_taps TF_KERNEL(widen_taps)
 #define tf_slide_slowly TF_KERNEL(slide_slowly)
 #define tf_gather_codes TF_KERNEL(gather_codes)

@@ -1,6 +1,6 @@
 /* What ports to boards with a Cortex-M share: startup, the record of a fault, the core's registers.
  *
- * Source of the registers: Armv7-M and Armv8-M Architecture Reference Manuals.
+ * Source of the registers: Armv6-M, Armv7-M and Armv8-M Architecture Reference Manuals.
  */
 #ifndef TINYFLEET_CORTEX_M_H
 #define TINYFLEET_CORTEX_M_H
@@ -22,6 +22,7 @@
 #define SCB_VTOR REGISTER(0xE000ED08u)
 #define SCB_AIRCR REGISTER(0xE000ED0Cu)
 #define SCB_CCR REGISTER(0xE000ED14u)
+#define SCB_CCR_UNALIGNED_TRAP (1u << 3) /* Armv6-M: always set */
 #define SCB_CFSR REGISTER(0xE000ED28u)
 #define SCB_CPACR REGISTER(0xE000ED88u)
 

@@ -13,7 +13,8 @@ void __attribute__((naked)) tf_cortex_m_fault(void) {
     __asm volatile("mrs r0, msp\n\t"
                    "ldr r1, =__stack_top\n\t"
                    "msr msp, r1\n\t"
-                   "b tf_cortex_m_take_fault\n\t"
+                   "ldr r1, =tf_cortex_m_take_fault\n\t" /* beyond the reach of an Armv6-M branch */
+                   "bx r1\n\t"
                    ".ltorg");
 }
 
@@ -32,6 +33,9 @@ void Reset_Handler(void) {
     SCB_CPACR |= 0xFu << 20; /* FPU on, before anything may use its registers */
     tf_cortex_m_barrier();
     SCB_VTOR = TF_FLASH_ADDRESS;
+#if __ARM_ARCH == 6
+    SCB_CCR |= SCB_CCR_UNALIGNED_TRAP; /* so that a larger core in an emulator has no more either */
+#endif
 #if __ARM_ARCH >= 8
     /* Older cores need what is below the stack to be no memory. */
     __asm volatile("msr msplim, %0" : : "r"(__stack_bottom));

@@ -1,7 +1,7 @@
 /* The few registers of Arm's MPS2 and MPS3 boards that the port uses.
  *
  * What such a board is depends on the image of its FPGA; TF_BOARD_AN is the number of the
- * application note that describes it. Sources: DAI0386, DAI0400 (AN500), DAI0505, DAI0547; Cortex-M
+ * application note that describes it. Sources: DAI0383, DAI0385, DAI0386, DAI0400 (AN500), DAI0505, DAI0547; Cortex-M
  * System Design Kit Technical Reference Manual (DDI0479). With TrustZone everything is used by its
  * secure address.
  */
@@ -10,7 +10,7 @@
 
 #include "../cortex_m/cortex_m.h"
 
-#if TF_BOARD_AN == 386 || TF_BOARD_AN == 500
+#if TF_BOARD_AN == 383 || TF_BOARD_AN == 385 || TF_BOARD_AN == 386 || TF_BOARD_AN == 500
 #define UART 0x40004000u
 #define UART_RECEIVE_INTERRUPT 0u
 #define FPGAIO 0x40028000u
@@ -32,7 +32,7 @@
 #define WATCHDOG 0x5802E000u
 #define WATCHDOG_HZ 32000u
 #else
-#error "the port mps knows TF_BOARD_AN 386, 500, 505 and 547"
+#error "the port mps knows TF_BOARD_AN 383, 385, 386, 500, 505 and 547"
 #endif
 #define UART_TRANSMIT_INTERRUPT (UART_RECEIVE_INTERRUPT + 1u)
 

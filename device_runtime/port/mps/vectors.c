@@ -10,7 +10,8 @@ static void __attribute__((naked)) watchdog_ends(void) {
     __asm volatile("ldr r0, =%c0\n\t"
                    "movs r1, #1\n\t"
                    "str r1, [r0]\n\t"
-                   "b tf_cortex_m_fault\n\t"
+                   "ldr r0, =tf_cortex_m_fault\n\t"
+                   "bx r0\n\t"
                    ".ltorg"
                    :
                    : "i"(WATCHDOG + WDOG_INTCLR_OFFSET));

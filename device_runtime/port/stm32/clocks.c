@@ -1,9 +1,16 @@
-/* Clocks of STM32F407 and F746. */
+/* Clocks of STM32F207, F407 and F746. */
 #include "registers.h"
 #include "stm32.h"
 
-#if TF_CLOCK_HZ != 168000000
-#error "the board's description must say \"clock_hz\": 168000000, which this port sets up"
+#if TF_BOARD_STM32F2
+#define CORE_MHZ 120u
+#define WAIT_STATES 3u
+#else
+#define CORE_MHZ 168u
+#define WAIT_STATES 5u
+#endif
+#if TF_CLOCK_HZ != CORE_MHZ * 1000000u
+#error "the board's description must say \"clock_hz\": 168000000, or 120000000 for an F2"
 #endif
 
 #define ENABLE_GPIOA (1u << 0)
@@ -21,7 +28,6 @@
 #define CLOCK_SWITCH_MASK 3u
 #define CLOCK_SWITCH_PLL 2u
 #define CLOCK_SWITCH_STATUS_SHIFT 2u
-#define WAIT_STATES 5u
 #define TIMERS_FROM_CORE (1u << 24)
 #define USART1_CLOCK_MASK 3u /* 0: that of its bus */
 #define RANDOM_CLOCK_OTHER (1u << 27)
@@ -33,8 +39,9 @@ static void need(bool is_ready) {
     }
 }
 
-/* 168 MHz on both: within reach of the F746 without its over-drive mode. The internal 16 MHz
- * oscillator / 16 · 336 is 336 MHz; / 2 for the core, / 7 = 48 MHz for the random numbers.
+/* 168 MHz on F4 and F7: within reach of the F746 without its over-drive mode. The internal 16 MHz
+ * oscillator / 16 · 336 is 336 MHz; / 2 for the core, / 7 = 48 MHz for the random numbers. The F2
+ * goes up to 120 MHz: · 240 is 240 MHz, / 5 = 48 MHz; its voltage has no scale.
  * APB1 is AHB / 8, so that its timers (at twice that, 42 MHz) divide down to 1 kHz in 16 bits;
  * APB2 is AHB / 4, since the converter takes half of it and at most 36 MHz. */
 void tf_stm32_clocks_start(void) {
@@ -47,8 +54,11 @@ void tf_stm32_clocks_start(void) {
     need(tf_stm32_wait_for(&RCC_CR, PLL_READY, 0u));
     RCC_APB1ENR |= ENABLE_PWR;
     tf_cortex_m_barrier();
+#if !TF_BOARD_STM32F2
     PWR_CR |= VOLTAGE_SCALE_1;
-    RCC_PLLCFGR = (RCC_PLLCFGR & ~0x0F437FFFu) | 16u | (336u << 6) | (0u << 16) | (7u << 24);
+#endif
+    RCC_PLLCFGR = (RCC_PLLCFGR & ~0x0F437FFFu) | 16u | (2u * CORE_MHZ << 6) | (0u << 16) |
+                  (2u * CORE_MHZ / 48u << 24);
     RCC_CR |= PLL_ON;
     need(tf_stm32_wait_for(&RCC_CR, PLL_READY, PLL_READY));
     RCC_CFGR = (RCC_CFGR & ~0xFCF0u) | (6u << 10) | (5u << 13); /* AHB / 1, APB1 / 8, APB2 / 4 */

@@ -1,7 +1,7 @@
-/* The few registers of STM32F4 and F7 that the port uses.
+/* The few registers of STM32F2, F4 and F7 that the port uses.
  *
- * Sources: RM0090 (STM32F405/407), RM0385 (STM32F74x/75x), Armv7-M Architecture Reference
- * Manual. docs/specification/boards.md lists what an emulated board must offer.
+ * Sources: RM0033 (STM32F205/207), RM0090 (STM32F405/407), RM0385 (STM32F74x/75x), Armv7-M
+ * Architecture Reference Manual. docs/specification/boards.md lists what an emulated board must offer.
  */
 #ifndef TINYFLEET_STM32_REGISTERS_H
 #define TINYFLEET_STM32_REGISTERS_H
@@ -167,8 +167,8 @@
 #define SCB_ICIALLU REGISTER(0xE000EF50u)
 
 /* Clocks that board.c sets up */
-#define STM32_AHB_HZ 168000000u
-#define STM32_APB1_TIMER_HZ 42000000u
-#define STM32_APB2_HZ 42000000u
+#define STM32_AHB_HZ TF_CLOCK_HZ
+#define STM32_APB1_TIMER_HZ (STM32_AHB_HZ / 4u)
+#define STM32_APB2_HZ (STM32_AHB_HZ / 4u)
 
 #endif

@@ -13,7 +13,7 @@ import time
 from simulator.errors import SimulatorError
 
 ANSWER_SECONDS = 60.0
-PC = 15
+SP, LR, PC = 13, 14, 15
 _PACKET_BYTES = 1 << 12
 _CHECKSUM_BYTES = 2
 
@@ -67,6 +67,13 @@ class Debugger:
             found += bytes.fromhex(self._ask(f"m{address + len(found):x},{count:x}"))
         return bytes(found)
 
+    def write_memory(self, address: int, data: bytes) -> None:
+        """Store to RAM; the core is stopped."""
+        most = _PACKET_BYTES // 2 - 32
+        for first in range(0, len(data), most):
+            piece = data[first : first + most]
+            self._ask(f"M{address + first:x},{len(piece):x}:{piece.hex()}")
+
     def read_word(self, address: int) -> int:
         """Little-endian word."""
         return int.from_bytes(self.read_memory(address, 4), "little")
@@ -75,11 +82,20 @@ class Debugger:
         """A command to QEMU's monitor, whose words are dropped."""
         self._ask(f"qRcmd,{command.encode().hex()}")
 
+    def step(self) -> None:
+        """Execute one instruction, whether or not it has a breakpoint."""
+        self._ask("s")
+
     def go_on(self) -> None:
         """Let the stopped core run; a breakpoint where it stands doesn't count."""
         if self.is_at_breakpoint:
-            self._ask("s")
+            self.step()
         self._send("c")
+        self.running = True
+
+    def go_on_at(self, address: int) -> None:
+        """Let the core run from an instruction without a breakpoint; bit 0 says: Thumb."""
+        self._send(f"c{address:x}")
         self.running = True
 
     def wait(self, seconds: float) -> bool:

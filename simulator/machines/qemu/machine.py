@@ -12,12 +12,9 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
-import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
@@ -25,61 +22,25 @@ from codegen.firmware.boards import Board, load_board
 from simulator.clock import Milliseconds, host_milliseconds
 from simulator.devices.flash_operations import PowerCut
 from simulator.errors import ImageError
-from simulator.machines.child_process import die_with_parent
 from simulator.machines.elf_image import load_elf
 from simulator.machines.protocol import CHARGING_FLAG, StopReason, TrafficCount
 from simulator.machines.qemu.board_line import BoardLine
 from simulator.machines.qemu.debugger import PC, Debugger, QemuError
+from simulator.machines.qemu.process import MODELS, NANOSECONDS_LOG2, find_qemu, start
 
 TICK_MILLISECONDS = 5.0
-NANOSECONDS_LOG2 = 5
-"""An instruction takes 2^5 ns of the board's time: about one a cycle at 25 MHz."""
 _FLASH_CONTROLLER = "ram"
 _VECTOR_BYTES = 64
 _STACK_PAINT = b"\xa5"
 _LAST_WORDS_BYTES = 2000
 _UART_RECEIVE_FULL = 1 << 1
-_LATE_SECONDS = 1.0
-"""In which QEMU has put a byte of the line into an empty UART, however busy this computer is."""
+_TURNS = 8
+"""Of QEMU's loop, in which it has put a byte of the line into an empty UART. Two suffice: one to
+see that there is room, one to fill it."""
 
 T = TypeVar("T")
 FlashContent = Iterable[tuple[int, bytes]]
 """(address, bytes)"""
-
-
-@dataclass(frozen=True)
-class _Model:
-    """What QEMU calls a board, and what of it this machine has to know."""
-
-    name: str
-    ram_address: int
-    ram_bytes: int
-    vectors: int
-    """Where its core looks for the stack and the first instruction."""
-    counter: int
-    """Register with the milliseconds of the port."""
-    uart_state: int
-    """Register that tells whether a received byte waits to be taken."""
-
-
-_MODELS = {
-    386: _Model("mps2-an386", 0x21000000, 16 << 20, 0x00000000, 0x40028018, 0x40004004),
-    500: _Model("mps2-an500", 0x60000000, 16 << 20, 0x00000000, 0x40028018, 0x40004004),
-    505: _Model("mps2-an505", 0x80000000, 16 << 20, 0x10000000, 0x50302018, 0x50200004),
-    547: _Model("mps3-an547", 0x60000000, 2 << 30, 0x00000000, 0x59302018, 0x59303004),
-}
-"""By TF_BOARD_AN (device_runtime/port/mps/registers.h)."""
-
-
-def find_qemu() -> str:
-    """The program. Raises: QemuError that says how to get it."""
-    found = shutil.which("qemu-system-arm")
-    if found is None:
-        raise QemuError(
-            "there is no qemu-system-arm on the path; install it (Debian and Ubuntu: apt install "
-            "qemu-system-arm), or run devices as host"
-        )
-    return found
 
 
 def can_run(board: Board) -> bool:
@@ -87,7 +48,7 @@ def can_run(board: Board) -> bool:
     return (
         board.port == "mps"
         and board.flash.controller == _FLASH_CONTROLLER
-        and board.defines.get("TF_BOARD_AN") in _MODELS
+        and board.defines.get("TF_BOARD_AN") in MODELS
     )
 
 
@@ -109,7 +70,7 @@ class QemuMachine:
         Raises: QemuError; ImageError when content lies outside the flash.
         """
         self.board = load_board(board) if isinstance(board, str) else board
-        self._model = _MODELS[self.board.defines["TF_BOARD_AN"]]
+        self._model = MODELS[self.board.defines["TF_BOARD_AN"]]
         self._program = find_qemu()
         self._clock = clock
         self._runs_alone = clock is host_milliseconds
@@ -233,12 +194,14 @@ class QemuMachine:
 
     def _line_brings(self) -> bool:
         """Whether the core takes a byte of the line when it goes on."""
-        is_full = self._uart_is_full()
-        # QEMU fills the UART in a thread beside the core's, which may be late.
-        end = time.monotonic() + _LATE_SECONDS
-        while not is_full and self._line.bytes_under_way and time.monotonic() < end:
-            time.sleep(0.0005)
+        # QEMU fills the UART in the loop in which it answers the debugger, so that answers count
+        # its turns, however late they are. What is under way is looked at first: a byte that has
+        # left the line by then is in the UART when the answer comes.
+        for _ in range(_TURNS):
+            under_way = self._line.bytes_under_way
             is_full = self._uart_is_full()
+            if is_full or not under_way:
+                break
         # What it hasn't taken since the last time it won't take before its time goes on.
         left, self._left_on_line = self._left_on_line, (self._line.bytes_under_way, is_full)
         return is_full and self._left_on_line != left
@@ -338,47 +301,31 @@ class QemuMachine:
         return address - self._model.ram_address
 
     def _start_process(self) -> None:
-        model = self._model
-        ours, debugged = socket.socketpair()
-        vectors = os.memfd_create("tinyfleet-vectors")
-        os.write(vectors, self.read_memory(self.board.flash.address, _VECTOR_BYTES))
-        handed_on = (self._ram, vectors, debugged.fileno(), self._line.boards_end.fileno())
-        command = [
-            *(self._program, "-M", f"{model.name},memory-backend=ram"),
-            *("-nodefaults", "-display", "none", "-S"),
-            *("-icount", f"shift={NANOSECONDS_LOG2},sleep={'on' if self._runs_alone else 'off'}"),
-            "-object",
-            f"memory-backend-file,id=ram,share=on,size={model.ram_bytes},"
-            f"mem-path=/proc/self/fd/{self._ram}",
-            "-device",
-            f"loader,file=/proc/self/fd/{vectors},addr={model.vectors:#x},force-raw=on",
-            *("-chardev", f"socket,id=debugger,fd={debugged.fileno()}", "-gdb", "chardev:debugger"),
-            *("-chardev", f"socket,id=line,fd={self._line.boards_end.fileno()}"),
-            *("-serial", "chardev:line"),
-        ]
-        try:
-            self._process = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=self._words,
-                stderr=self._words,
-                pass_fds=handed_on,
-                start_new_session=True,
-                preexec_fn=die_with_parent,
-            )
-        finally:
-            debugged.close()
-            os.close(vectors)
-        self._connection = ours
+        options, files = self._options()
+        line = self._line.boards_end.fileno()
+        self._process, self._connection = start(
+            self._program,
+            self._model,
+            ram=self._ram,
+            vectors=self.read_memory(self.board.flash.address, _VECTOR_BYTES),
+            words=self._words,
+            sleeps=self._runs_alone,
+            options=["-chardev", f"socket,id=line,fd={line}", "-serial", "chardev:line", *options],
+            files=[line, *files],
+        )
         self._has_power = True
         try:
-            self._debugger = Debugger(ours)
+            self._debugger = Debugger(self._connection)
         except QemuError as error:
             raise QemuError(f"{error}: {self._last_words() or 'it said nothing'}") from None
         self._debugger.set_breakpoint(self._reset)
         self._watch_flash()
         if not self._runs_alone:
             self._debugger.set_breakpoint(self._idle)
+
+    def _options(self) -> tuple[list[str], tuple[int, ...]]:
+        """What else QEMU is started with, and files that it inherits for that."""
+        return [], ()
 
     def _starts(self) -> None:
         """The core is about to execute its first instruction."""

@@ -12,7 +12,7 @@ from unicorn import UC_ARCH_ARM, UC_HOOK_INTR, UC_MODE_MCLASS, UC_MODE_THUMB, Uc
 from unicorn.arm_const import UC_ARM_REG_R0, UC_ARM_REG_SP
 
 from codegen.errors import ToolchainError
-from codegen.firmware.boards import load_board
+from codegen.firmware.boards import Board, load_board
 from codegen.firmware.flash_layout import LogNeeds, linker_script, plan_flash
 from codegen.firmware.toolchain import find_toolchain
 from codegen.host_toolchain import host_toolchain
@@ -141,6 +141,39 @@ def test_dsp_instructions_and_single_precision_floats_reach_the_board(
         "void Reset_Handler(void) { a = __smlad(a, b, 1); for (;;) {} }\n"
     )
     board = load_board("stm32f407")
+    script = tmp_path / "firmware.ld"
+    script.write_text(linker_script(board, plan_flash(board, 0, 0, [LogNeeds(64, 3, 0)])))
+    find_toolchain(kind).build(  # type: ignore[arg-type]
+        [source],
+        include_dirs=[],
+        defines={},
+        board=board,
+        linker_script=script,
+        output_elf=tmp_path / "image.elf",
+    )
+
+
+@pytest.mark.parametrize("kind", compilers())
+@pytest.mark.parametrize(
+    ("board_name", "changes", "wanted"),
+    [
+        ("mps2-an383", {}, "__ARM_ARCH == 6"),
+        ("mps2-an385", {}, "__ARM_ARCH == 7 && !defined(__ARM_FEATURE_DSP)"),
+        ("mps2-an505", {}, "__ARM_ARCH == 8 && defined(__ARM_FEATURE_DSP)"),
+        ("mps2-an505", {"dsp": False}, "__ARM_ARCH == 8 && !defined(__ARM_FEATURE_DSP)"),
+        ("mps3-an547", {}, "__ARM_FEATURE_MVE && defined(__ARM_FEATURE_DSP)"),
+        ("mps3-an547", {"mve": False}, "!__ARM_FEATURE_MVE && defined(__ARM_FEATURE_DSP)"),
+    ],
+)
+def test_a_core_has_the_instructions_that_its_board_says(
+    kind: str, board_name: str, changes: dict[str, bool], wanted: str, tmp_path: Path
+) -> None:
+    board = Board.model_validate(load_board(board_name).model_dump() | changes)
+    source = tmp_path / "main.c"
+    source.write_text(
+        f"#if !({wanted})\n#error another core\n#endif\n"
+        "void Reset_Handler(void);\nvoid Reset_Handler(void) { for (;;) {} }\n"
+    )
     script = tmp_path / "firmware.ld"
     script.write_text(linker_script(board, plan_flash(board, 0, 0, [LogNeeds(64, 3, 0)])))
     find_toolchain(kind).build(  # type: ignore[arg-type]

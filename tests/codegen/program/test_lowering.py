@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import numpy as np
+import pytest
 
 from codegen.graph.ir import Conv, Graph, Head, Tensor, inputs_of
 from codegen.operators.add import Add
@@ -13,9 +14,12 @@ from codegen.operators.global_average_pool import GlobalAveragePool
 from codegen.operators.lookup import Lookup
 from codegen.operators.max_pool import MaxPool
 from codegen.operators.requantize import Requantize
+from codegen.program import lowering
 from codegen.program.lowering import lower
-from codegen.program.plans import Plan, WeightUpdate
+from codegen.program.plans import Plan, WeightUpdate, default_plans
 from codegen.program.steps import Program
+from codegen.quantization.quantize import quantize
+from tests.codegen.exported import exported
 from tests.codegen.random_graphs import full_plan, random_graph, random_plan
 
 
@@ -101,6 +105,21 @@ def test_streaming_never_needs_more_memory_than_whole_tensors() -> None:
         assert all(size <= whole[name] for name, size in rings.items())
         saved += sum(whole[name] - size for name, size in rings.items())
     assert saved > 0
+
+
+def test_a_tensor_is_streamed_after_all_where_the_bound_is_missed_without(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    float_graph = exported("preactivation_dynamo.onnx")
+    x = np.random.default_rng(0).normal(size=(16, *float_graph.sample_shape))
+    graph = quantize(float_graph, float_graph.arrange(x.astype(np.float32)))
+    plan = default_plans(graph)[0]
+    found = lower(graph, plan)
+    monkeypatch.setattr(lowering, "MOST_STREAMED_AGAIN", 0)
+    without = lower(graph, plan)
+    assert found.arena_bytes < without.arena_bytes
+    stages = [sum(len(step.stages) for step in program.steps) for program in (found, without)]
+    assert stages[0] > stages[1]
 
 
 def test_state_has_trained_channels_only() -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
 import copy
+import shutil
 import tempfile
 from collections.abc import Sequence
 from functools import cache
@@ -26,6 +28,8 @@ from simulator.machines.kernel_call import (
     arm_kernels,
     host_kernels,
 )
+from simulator.machines.qemu.kernels import QemuKernels, qemu_kernels
+from simulator.machines.registry import machine_kind
 
 Ints = NDArray[np.int64]
 
@@ -71,13 +75,29 @@ def on_cortex_m4() -> ArmKernels:
     return arm_kernels(kernel_sources(), include_directories(), cpu="cortex-m4", compiler="zig")
 
 
+@cache
+def in_qemu() -> list[QemuKernels]:
+    """The portable twins on a Cortex-M0+ and the kernels with vectors on a Cortex-M55, these by all
+    compilers that there are; nothing without QEMU."""
+    if machine_kind("qemu").why_absent():
+        return []
+    sources, folders = kernel_sources(), include_directories()
+    made = [qemu_kernels(sources, folders, cpu="cortex-m0plus")]
+    made.append(qemu_kernels(sources, folders, cpu="cortex-m55", compiler="zig"))
+    if shutil.which("arm-none-eabi-gcc") is not None:
+        made.append(qemu_kernels(sources, folders, cpu="cortex-m55", compiler="gcc"))
+    for one in made:
+        atexit.register(one.close)
+    return made
+
+
 def call_all(function: str, arguments: Sequence[Any]) -> Call:
-    """Calls ``function`` on this machine, in every way, and on both cores, which have to leave the
+    """Calls ``function`` on this machine, in every way, and on all cores, which have to leave the
     same bits everywhere but in ``Scratch``; returns what the Cortex-M7 said, whose result means
     nothing where the function has none."""
     call = on_cortex_m7().call(function, *(for_m7 := copy.deepcopy(list(arguments))))
     others = [for_m7]
-    for engine in (on_cortex_m4(), *on_vector_units()):
+    for engine in (on_cortex_m4(), *in_qemu(), *on_vector_units()):
         others.append(copy.deepcopy(list(arguments)))
         engine.call(function, *others[-1])
     on_host().call(function, *arguments)

@@ -5,10 +5,11 @@ from hypothesis import strategies as st
 
 from codegen.program.scratch import convolution_forward_bytes
 from simulator.machines.kernel_call import ArmKernels, HostKernels, View
+from simulator.machines.qemu.kernels import QemuKernels
 from tests.conftest import examples
 from tests.device_runtime.kernels.convolution_case import EDGES, Case, cases, padded_pointwise
 
-Engines = list[HostKernels | ArmKernels]
+Engines = list[HostKernels | ArmKernels | QemuKernels]
 
 
 def scratch_of(case: Case) -> np.ndarray:

@@ -5,11 +5,12 @@ from hypothesis import strategies as st
 
 from codegen.program.scratch import convolution_input_gradient_bytes
 from simulator.machines.kernel_call import ArmKernels, HostKernels, Struct, View
+from simulator.machines.qemu.kernels import QemuKernels
 from tests.conftest import examples
 from tests.device_runtime.kernels.convolution_case import EDGES, Case, cases, padded_pointwise
 from tests.device_runtime.kernels.error_case import scale_of
 
-Engines = list[HostKernels | ArmKernels]
+Engines = list[HostKernels | ArmKernels | QemuKernels]
 
 
 def scratch_of(case: Case) -> np.ndarray:
@@ -51,6 +52,14 @@ def test_errors_of_the_padding_around_a_kernel_of_one_tap_are_left_out(
     engines: Engines, padding: tuple[int, int, int, int], trained: tuple[int, ...]
 ) -> None:
     case = padded_pointwise(padding, trained)
+    check(engines, case, case.error())
+
+
+@pytest.mark.parametrize("kernel", [(1, 1), (1, 2)])
+def test_rows_of_weights_may_lie_further_apart_than_16_bits_count(
+    engines: Engines, kernel: tuple[int, int]
+) -> None:
+    case = Case(1, 2, 11_000 // kernel[1], 6, kernel, (1, 1), (0, 0, 0, 0), (), seed=4)
     check(engines, case, case.error())
 
 

@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 from codegen.arithmetic.integers import STATE_BITS, STEP_BITS
 from codegen.program.scratch import convolution_weight_update_bytes
 from simulator.machines.kernel_call import ArmKernels, HostKernels, Struct
+from simulator.machines.qemu.kernels import QemuKernels
 from tests.conftest import examples
 from tests.device_runtime.kernels.calls import FIRST_VALUE, moved, update
 from tests.device_runtime.kernels.convolution_case import (
@@ -16,7 +17,7 @@ from tests.device_runtime.kernels.convolution_case import (
     padded_pointwise,
 )
 
-Engines = list[HostKernels | ArmKernels]
+Engines = list[HostKernels | ArmKernels | QemuKernels]
 RATE = 26214  # 0.025
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
 from codegen.program.scratch import depthwise_forward_bytes
-from simulator.machines.kernel_call import Struct
+from simulator.machines.kernel_call import Struct, View
 from tests.conftest import examples
 from tests.device_runtime.kernels.calls import Ints, Scratch, call_all
 from tests.device_runtime.kernels.convolution_layers import Depthwise, depthwise_layers
@@ -64,6 +65,30 @@ def test_output_and_mask_are_those_of_the_specification(layer: Depthwise) -> Non
     np.testing.assert_array_equal(output, clamped)
     passed = np.packbits((clamped == values).ravel(), bitorder="little")
     np.testing.assert_array_equal(mask, passed)
+
+
+@pytest.mark.parametrize("first", [0, 1, 2])
+def test_codes_may_lie_anywhere(first: int) -> None:
+    layer = PLAIN
+    codes = layer.codes(layer.height, layer.width)
+    values = layer.values_before_clamp(codes)
+    source = np.concatenate([np.zeros(first), codes.ravel()]).astype(np.int8)
+    output = np.zeros(first + values.size, np.int8)
+    span = Struct(*(("H", n) for n in (0, layer.out_height, layer.height, layer.out_height)))
+    call_all(
+        "tf_depthwise_forward",
+        [
+            layer.struct(),
+            span,
+            View(source, first),
+            layer.weights_struct(),
+            layer.biases().astype(np.int32),
+            View(output, first),
+            None,
+            scratch_for(layer, layer.out_height),
+        ],
+    )
+    np.testing.assert_array_equal(output[first:], np.clip(values, -128, 127).ravel())
 
 
 @examples(80)

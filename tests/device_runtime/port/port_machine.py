@@ -37,6 +37,7 @@ def with_flow_control(board: Board) -> Board:
 BOARDS = {
     "stm32f407": load_board("stm32f407"),
     "stm32f746": load_board("stm32f746"),
+    "stm32f207": load_board("stm32f207"),
     "stm32f407-flow": with_flow_control(load_board("stm32f407")),
     "stm32f746-flow": with_flow_control(load_board("stm32f746")),
 }

@@ -22,7 +22,7 @@ from .port_machine import OK, TICK, Command, build, noise
 
 POWER_ON, PIN, SOFTWARE, WATCHDOG, FAULT = 0, 1, 2, 3, 4
 USAGE_FAULT, MAIN_RETURNED = 6, 0x80
-M4, M33 = "mps2-an386", "mps2-an505"
+M0, M4, M33 = "mps2-an383", "mps2-an386", "mps2-an505"
 RING = 4096
 WORK_ROUNDS_PER_MS = 4000
 """About: a millisecond of the board's."""
@@ -221,6 +221,7 @@ def test_a_board_that_runs_by_itself_tells_of_its_resets_and_counts_through_them
         machine.close()
 
 
+@pytest.mark.parametrize("machine", [M0, M4, M33], indirect=True)
 def test_a_fault_tells_what_it_was_and_where(machine: MpsMachine) -> None:
     machine.give(Command.UNDEFINED)
     assert machine.comes_back()

@@ -26,7 +26,7 @@ from simulator.machines.registry import (
 from tests.device_runtime.host_device import Publication, counted
 from tests.device_runtime.keyed import Keys
 from tests.device_runtime.tiny_round import task_for
-from tests.simulator.conftest import ALL_OUTSIDE, WorldClock, skip_without
+from tests.simulator.conftest import ALL_OUTSIDE, WorldClock, board_called, skip_without
 from tests.simulator.line import Line
 
 pytestmark = [pytest.mark.slow]
@@ -43,7 +43,7 @@ OTHERS = [
     (board, machine)
     for machine, kind in sorted(MACHINES.items())
     for board in [*boards_of(kind), *outside(kind)]
-    if (board, machine) != REFERENCE
+    if (board, machine) != REFERENCE and not board_called(board).engine_only
 ]
 SAMPLES = np.random.default_rng(5).integers(-128, 128, (9, 8, 8, 1)).astype(np.int8)
 

@@ -146,3 +146,22 @@ def test_a_board_of_the_users_own_needs_no_entry_anywhere(tmp_path: Path) -> Non
     )
     measured = measure(bundle.path, "small")
     assert (measured.board, measured.sram_limit_bytes) == ("my-board", 200_000)
+
+
+@pytest.mark.parametrize("name", ["rp2040", "nrf5340"])
+def test_a_board_without_a_port_is_measured_and_computes_what_others_do(
+    name: str, smallest: Measurement, tmp_path: Path
+) -> None:
+    bundle = compile_model(
+        DIGITS / "digits.onnx",
+        name,
+        [f"{DIGITS / 'plans.json'}#small"],
+        DIGITS / "calibration.npz",
+        tmp_path / "bundle",
+        ROOT / "fleet" / "protocol" / "tinyfleet.cddl",
+    )
+    assert any(note.startswith(f"engine only: there is no port for {name}") for note in
+               bundle.report.notes)  # fmt: skip
+    measured = measure(bundle.path, sample=SAMPLE, label=LABEL, learning_rate=RATE, seed=SEED)
+    assert (measured.logits, measured.loss) == (smallest.logits, smallest.loss)
+    assert measured.sram_touched_bytes <= bundle.report.plans[0].sram_bytes.total

@@ -270,7 +270,7 @@ def test_a_name_that_no_machine_has_is_refused_with_those_there_are(
 def test_a_bundle_for_a_board_that_a_machine_is_not_is_refused_with_machines_that_are(
     digits: Bundle, tmp_path: Path
 ) -> None:
-    wanted = r"machine qemu doesn't run board stm32f407, only mps2-an386.*host or renode or unicorn"
+    wanted = r"machine qemu doesn't run board stm32f407, only mps2-an383.*host or renode or unicorn"
     with pytest.raises(FleetError, match=wanted):
         prepare_bundle("qemu", digits.path, tmp_path / "prepared")
     with pytest.raises(FleetError, match=f"device cow.*{wanted}"):

@@ -84,6 +84,14 @@ def test_a_core_that_stands_at_a_breakpoint_steps_over_it_before_it_goes_on() ->
             assert not debugger.running
 
 
+def test_a_core_may_go_on_somewhere_else() -> None:
+    with debugged([("c60000101", STOPPED)]) as made:
+        debugger = made()
+        debugger.go_on_at(0x60000101)
+        assert debugger.running
+        assert debugger.wait(60.0)
+
+
 def test_a_core_that_has_not_stopped_in_time_runs_on() -> None:
     ours, theirs = socket.socketpair()
     with ours, theirs:
