@@ -37,8 +37,10 @@ from codegen.operators.expand import Expand
 from codegen.operators.functions import X
 from codegen.operators.gather import Gather
 from codegen.operators.global_average_pool import GlobalAveragePool
+from codegen.operators.gru import FloatGru
 from codegen.operators.layer_normalization import FloatLayerNormalization
 from codegen.operators.lookup import Lookup
+from codegen.operators.lstm import FloatLstm
 from codegen.operators.max_pool import MaxPool
 from codegen.operators.product import FloatProduct
 from codegen.operators.rearrange import Rearrange, by_axis
@@ -167,6 +169,25 @@ def gated(size: int) -> Graph:
     return quantize(graph, draw.normal(0, 1, (32, 3, size, size)).astype(np.float32))
 
 
+def recurrent(steps: int) -> Graph:
+    """A GRU, and an LSTM over its states of which the last is read; ``steps`` of 10 features."""
+    draw = np.random.default_rng(3)
+    conv = convolutions(draw)
+    ops = (
+        conv("stem", "x", (16, 10, 1, 1)),
+        conv("first_input", "stem", (96, 16, 1, 1)),
+        FloatGru("first", "first_input", "first", draw.normal(0, 0.2, (96, 32)), False,
+                 draw.normal(0, 0.2, 32)),
+        conv("second_input", "first", (160, 32, 1, 1)),
+        FloatLstm("second", "second_input", "second", draw.normal(0, 0.2, (160, 40)), True),
+        FloatHead("head", "second", "out", draw.normal(0, 0.2, (10, 40)), np.zeros(10)),
+    )  # fmt: skip
+    channels = {"x": 10, "stem": 16, "first_input": 96, "first": 32, "second_input": 160}
+    shapes = {name: (count, 1, steps) for name, count in channels.items()} | {"second": (40, 1, 1)}
+    graph = FloatGraph("recurrent", "x", shapes, ops, {})
+    return quantize(graph, draw.normal(0, 1, (32, 10, 1, steps)).astype(np.float32))
+
+
 def spread(graph: Graph, first: int, depth: int) -> Plan:
     """Biases of the last ``depth`` layers, an eighth of the channels of every sixth of them."""
     weights = [
@@ -192,7 +213,7 @@ def programs() -> Iterator[Program]:
     digits = import_model(DIGITS / "digits.onnx")
     small = quantize_model(digits, DIGITS / "calibration.npz").graph
     others = [(mixed(32, "cross-entropy"), 3), (mixed(16, "binary"), 1), (mixed(16, "mse"), 2)]
-    others += [(gated(32), 3), (gated(16), 3)]
+    others += [(gated(32), 3), (gated(16), 3), (recurrent(49), 3), (recurrent(20), 3)]
     for graph, plans in ((small, 3), *others):
         # The head of the last network is too large to be trained on the board.
         yield from (lower(graph, plan) for plan in default_plans(graph)[:plans])

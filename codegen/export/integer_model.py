@@ -13,7 +13,7 @@ and what follows is int64 arithmetic with the constants of `codegen.arithmetic`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -149,6 +149,42 @@ class Layer:
         """``name`` is that of the operation."""
         self._writer, self._name = writer, name
 
+    def part(self, name: str) -> Layer:
+        """Nodes of a part of it, named ``LAYER/NAME/STEP``."""
+        return Layer(self._writer, f"{self._name}/{name}")
+
+    def scan(
+        self,
+        sequence: str,
+        states: Sequence[str],
+        step: Callable[[Layer, str, Sequence[str]], Sequence[str]],
+    ) -> tuple[str, str]:
+        """Steps from ``states`` (N, units) over ``sequence`` (steps, N, ...), all of them int64.
+
+        ``step`` appends one step's nodes to a layer, given an entry of the sequence and the states
+        before it, and returns the states behind it. Returns the first state behind the last step,
+        and behind each (steps, N, units).
+        """
+        outside, self._writer.nodes = self._writer.nodes, []
+        inside = self.part("step")
+        entry, before = f"{self._name}/entry", [f"{name}/before" for name in states]
+        after = list(step(inside, entry, before))
+        after.append(inside.node("Identity", "states.each", after[0]))
+        inputs, results = (
+            [helper.make_tensor_value_info(name, TensorProto.INT64, None) for name in names]
+            for names in ([*before, entry], after)
+        )
+        body = helper.make_graph(self._writer.nodes, f"{self._name}/step", inputs, results)
+        self._writer.nodes = outside
+        outputs = [*(f"{name}/after" for name in states), f"{self._name}/states"]
+        self._writer.nodes.append(
+            helper.make_node(
+                "Scan", [*states, sequence], outputs, f"{self._name}/scan", body=body,
+                num_scan_inputs=1,
+            )
+        )  # fmt: skip
+        return outputs[0], outputs[-1]
+
     def node(self, operator: str, step: str, *inputs: str, **attributes: Any) -> str:
         """Appends a node; returns its output."""
         output = f"{self._name}/{step}"
@@ -207,12 +243,16 @@ class Layer:
         if pre_shift.any():
             raised = self.by("Mul", "raised", sums, np.left_shift(1, pre_shift))
             sums = self.clipped(raised, -INT32_MAX, INT32_MAX, "held")
+        return self.clamped(self.multiplied(sums, words, zero), ends)
+
+    def multiplied(self, sums: str, words: Ints, zero: int = 0) -> str:
+        """The same of sums that need no shift to the left, without the clamp."""
         product = self.by("Mul", "product", sums, words)  # less than 2^62 in magnitude
         lifted = self.by("Add", "product.lifted", product, 1 << 62)
         high = self.by("Div", "high.lifted", lifted, 1 << 32)
         high = self.by("Sub", "high", high, 1 << 30)
         shift = words & ((1 << SHIFT_BITS) - 1)
-        return self.clamped(self.rounded(high, shift, zero, lift=31), ends)
+        return self.rounded(high, shift, zero, lift=31)
 
     def rounded(self, value: str, shift: Ints, zero: int, lift: int) -> str:
         """``value`` / 2^shift with halves up, plus ``zero``; its magnitude is below 2^lift."""

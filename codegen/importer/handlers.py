@@ -31,6 +31,7 @@ from codegen.importer.normalization import (
 )
 from codegen.importer.pairs import expand, tile
 from codegen.importer.quantized import cast_codes, dequantize_linear, quantize_linear
+from codegen.importer.recurrent import gru, lstm
 from codegen.importer.scaling import (
     add,
     batch_normalization,
@@ -57,7 +58,7 @@ REMEDIES = {
     "ConvInteger": "quantize statically (quantize_static)",
     "MatMulInteger": "quantize statically (quantize_static)",
     "DynamicQuantizeLinear": "quantize statically (quantize_static)",
-    **dict.fromkeys(("LSTM", "GRU", "RNN"), "use convolutions over time"),
+    "RNN": "use GRU or LSTM, or convolutions over time",
     **dict.fromkeys(
         (
             "ai.onnx.ml.SVMClassifier",
@@ -76,7 +77,8 @@ REMEDIES = {
     **dict.fromkeys(
         CONTROL_FLOW,
         "export without control flow (fix all sizes but the batch, name the dimensions that "
-        "squeeze removes)",
+        "squeeze removes; tf2onnx makes a Loop of Keras' GRU and one operator of its LSTM: use "
+        "that, or PyTorch's GRU)",
     ),
 }  # fmt: skip
 
@@ -219,6 +221,11 @@ _CONSTANTS = (
     "along rows or columns, Scaling"
 )
 
+_CELL_LIMITS = (
+    "states that come in from outside; other activations than sigmoid and tanh; clipped gates; "
+    "windows of several lengths; more than 512 units"
+)
+
 _OWN: Mapping[str, Handler] = {
     "Add": Handler(
         add,
@@ -260,6 +267,12 @@ _OWN: Mapping[str, Handler] = {
         "indices that aren't constant",
         renames=True,
     ),
+    "GRU": Handler(
+        gru,
+        "a 1x1 convolution that makes what the gates see of the input, and a cell whose recurrent "
+        "weights stay as they are; in both directions: Concat",
+        _CELL_LIMITS,
+    ),
     "Gemm": Handler(
         gemm,
         "a fully connected layer: a convolution as large as the picture",
@@ -283,6 +296,11 @@ _OWN: Mapping[str, Handler] = {
         "spell it",
         "other groups than the channels of a pixel, of whole rows or of the whole picture, and "
         "those of more than 16,384 elements; scales that aren't constant",
+    ),
+    "LSTM": Handler(
+        lstm,
+        "as GRU",
+        _CELL_LIMITS + "; its cell state; peepholes; coupled gates",
     ),
     "LogSoftmax": Handler(_softmax, "the loss, at the end", "anywhere else than at the end"),
     "MatMul": Handler(

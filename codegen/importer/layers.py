@@ -514,11 +514,17 @@ def concat(state: ImportState, node: Node) -> None:
     if not -rank <= axis < rank or any(len(view.dims) != rank for view in views):
         node.refuse(f"attribute axis = {axis} on shapes {shapes}; the model is inconsistent")
     axis %= rank
+    beside = all(
+        view.dims[axis] == () != role.channels for view, role in zip(views, roles, strict=True)
+    )
+    if beside and len({tuple(shape) for shape in shapes}) == 1:
+        _stack(state, node, views, roles[0], axis)
+        return
     for view, role in zip(views, roles, strict=True):
         others = [group for i, group in enumerate(view.dims) if i != axis]
         spatial = [group for group in others if group != ()]
         wanted = [group for group in (role.height, role.width) if group != ()]
-        if view.dims[axis] != role.channels or spatial != wanted or others[0] != ():
+        if view.dims[axis] != role.channels or spatial != wanted:
             node.refuse(
                 f"attribute axis = {axis} on shapes {shapes}; only channels can be concatenated "
                 "(for flattened pictures: concatenate first, then flatten)"
@@ -531,6 +537,24 @@ def concat(state: ImportState, node: Node) -> None:
     dims = tuple(channels if i == axis else group for i, group in enumerate(views[0].dims))
     op = Concat(name, tuple(view.tensor for view in views), name)
     state.append(node, op, made, dims)
+
+
+def _stack(state: ImportState, node: Node, views: list[View], roles: Roles, axis: int) -> None:
+    """Tensors of one shape side by side along a dimension of size 1: as channels, outermost."""
+    first = views[0]
+    spatial = [group for group in (roles.height, roles.width) if group != ()]
+    if [group for group in first.dims if group != ()] != [roles.channels, *spatial]:
+        node.refuse(
+            f"stacks {len(views)} tensors of shape {list(first.sizes)} along dimension {axis}; "
+            "their dimensions must be channels, height and width, in this order"
+        )
+    name = state.unique(node.name)
+    each, stacked = axes_of(roles.shape[0]), axes_of(len(views))
+    made = dataclasses.replace(roles, channels=(*stacked, *each))
+    dims = [each if group == roles.channels else group for group in first.dims]
+    dims[axis] = stacked
+    op = Concat(name, tuple(view.tensor for view in views), name)
+    state.append(node, op, made, tuple(dims))
 
 
 def pad(state: ImportState, node: Node) -> None:

@@ -29,10 +29,12 @@ from codegen.importer.draft import DraftGraph, remove_unused
 from codegen.importer.functions import fuse_products, merge_functions
 from codegen.importer.groups import split_groups
 from codegen.importer.normalization import fold_into_normalizations
+from codegen.importer.recurrent import choose_before_concat, keep_last_states
 from codegen.importer.state import Affine, Array
 from codegen.operators import operator_of
 from codegen.operators.average_pool import AveragePool
 from codegen.operators.base import Copying
+from codegen.operators.gather import Gather
 from codegen.operators.global_average_pool import GlobalAveragePool
 from codegen.operators.max_pool import MaxPool
 from codegen.operators.requantize import FloatClamp
@@ -121,6 +123,18 @@ def _of_one_shape(op: Affine) -> tuple[Array, Array, Array | None]:
         return gain, shift, None
     gain, shift, below = np.broadcast_arrays(op.gain, op.shift, op.below)
     return gain, shift, below
+
+
+def merge_choices(draft: DraftGraph) -> None:
+    """Two choices along one axis in a row are one."""
+    for op in draft.each(Gather):
+        first = draft.ops.get(op.input)
+        if not isinstance(first, Gather) or first.axis != op.axis or first.output in draft.codings:
+            continue
+        if draft.only_reader(first.output):
+            indices = tuple(first.indices[index] for index in op.indices)
+            draft.ops[op.output] = dataclasses.replace(op, input=first.input, indices=indices)
+            del draft.ops[first.output]
 
 
 def raise_clamps_over_max_pools(draft: DraftGraph) -> None:
@@ -298,7 +312,10 @@ def last_layer_to_head(draft: DraftGraph) -> None:
 
 
 PASSES: tuple[Callable[[DraftGraph], None], ...] = (
+    choose_before_concat,
     remove_unused,
+    merge_choices,
+    keep_last_states,
     crop_to_padding,
     fuse_products,
     merge_functions,

@@ -14,8 +14,10 @@ from codegen.operators.concat import CONCAT
 from codegen.operators.expand import EXPAND
 from codegen.operators.gather import GATHER
 from codegen.operators.global_average_pool import GLOBAL_AVERAGE_POOL
+from codegen.operators.gru import GRU
 from codegen.operators.layer_normalization import LAYER_NORMALIZATION
 from codegen.operators.lookup import LOOKUP
+from codegen.operators.lstm import LSTM
 from codegen.operators.max_pool import MAX_POOL
 from codegen.operators.product import PRODUCT
 from codegen.operators.rearrange import REARRANGE
@@ -30,8 +32,10 @@ OPERATORS: tuple[Operator[Any, Any], ...] = (
     EXPAND,
     GATHER,
     GLOBAL_AVERAGE_POOL,
+    GRU,
     LAYER_NORMALIZATION,
     LOOKUP,
+    LSTM,
     MAX_POOL,
     PRODUCT,
     REARRANGE,

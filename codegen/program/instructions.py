@@ -83,6 +83,8 @@ RATES: Mapping[str, Rates] = MappingProxyType(
         "expand_input_gradient": Rates(elements=10.99, calls=4634.41),
         "gather_forward": Rates(elements=0.66),
         "gather_input_gradient": Rates(elements=2.11),
+        "gru_forward": Rates(macs=2.24, elements=69.3),
+        "gru_input_gradient": Rates(macs=2.91, elements=139.0),
         "head_forward": Rates(macs=2.5, elements=32.92, calls=51.74),
         "head_input_gradient": Rates(macs=5, elements=104.45, calls=64.66),
         "head_update": Rates(macs=35.65, calls=1798.71),
@@ -91,6 +93,8 @@ RATES: Mapping[str, Rates] = MappingProxyType(
         "layer_normalization_input_gradient": Rates(elements=102.9),
         "lookup_forward": Rates(elements=2.25, calls=20.94),
         "lookup_input_gradient": Rates(elements=4.25, calls=92.7),
+        "lstm_forward": Rates(macs=1.77, elements=99.8),
+        "lstm_input_gradient": Rates(macs=2.41, elements=196.9),
         "max_pool_forward": Rates(elements=16.82, calls=131.89),
         "max_pool_input_gradient": Rates(elements=14.09, calls=115.56),
         "mean_squared_error": Rates(elements=113.22),
@@ -130,7 +134,7 @@ def work_of(program: Program, call: Step) -> Work:
             return Work(elements=source)
     if isinstance(op, Conv | DepthwiseConv):
         return _of_convolution(program, call, op, source + output)
-    return Work(elements=source + output)
+    return Work(macs=call.macs, elements=source + output)
 
 
 def _of_convolution(program: Program, call: Step, op: Conv | DepthwiseConv, elements: int) -> Work:

@@ -26,7 +26,6 @@ SECRET_KEY_BYTES = 64  # of a signing key: its seed, and the public key
 SIGNATURE_BYTES = 64
 MAX_UNMASKERS = 3
 
-_FIELD = 2**255 - 19  # of Curve25519
 _KEYRING_HEAD = struct.Struct("<IB")
 _KEYRING_DOMAIN = b"tinyfleet-keyring/1"
 _TASK_DOMAIN = b"tinyfleet-task/1"
@@ -67,17 +66,8 @@ class SigningKey:
 
     @classmethod
     def of_seed(cls, seed: bytes) -> SigningKey:
-        """The one that 32 bytes have.
-
-        Monocypher's Python makes keys of its own seeds only. The public key is the point of the
-        scalar that is the seed's hash; X25519 gives that point's u, from which y follows (RFC 7748,
-        4.1), and a signature holds for one of the two signs of x only.
-        """
-        scalar = hashlib.blake2b(seed).digest()[:KEY_BYTES]
-        u = int.from_bytes(exchange_public(scalar), "little")
-        y = (u - 1) * pow(u + 1, -1, _FIELD) % _FIELD
-        keys = (cls(seed + (y | sign).to_bytes(KEY_BYTES, "little")) for sign in (0, 1 << 255))
-        return next(key for key in keys if key.is_pair)
+        """The one that 32 bytes have."""
+        return cls(seed + monocypher.compute_signing_public_key(seed))
 
     @property
     def public(self) -> bytes:

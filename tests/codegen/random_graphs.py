@@ -24,8 +24,10 @@ from codegen.operators.expand import Expand
 from codegen.operators.functions import Function, X
 from codegen.operators.gather import Gather, PictureAxis
 from codegen.operators.global_average_pool import GlobalAveragePool
+from codegen.operators.gru import FloatGru
 from codegen.operators.layer_normalization import FloatLayerNormalization
 from codegen.operators.lookup import Lookup
+from codegen.operators.lstm import FloatLstm
 from codegen.operators.max_pool import MaxPool
 from codegen.operators.product import FloatProduct
 from codegen.operators.rearrange import OUTSIDE, Rearrange, by_axis
@@ -183,6 +185,21 @@ class _Network:
         self.conv(f"{name}.gate", channels, 1, clamp=Clamp())
         self.function(f"{name}.bend", ("sigmoid", X))
         self.product(name, large)
+
+    def cell(self, name: str, last: bool) -> None:
+        """A GRU of either kind, or an LSTM, with what it makes of its input before it."""
+        _, height, width = self.shapes[self.last]
+        kind, units = int(self.rng.integers(3)), int(self.rng.integers(5, 14))
+        gates = 4 if kind == 2 else 3
+        self.conv(f"{name}_input", gates * units, 1, clamp=Clamp())
+        weights = self.rng.normal(0, 1 / np.sqrt(units), (gates * units, units))
+        ends = (name, self.last, f"{name}.y")
+        if kind == 2:
+            op: FloatOp = FloatLstm(*ends, weights, last)
+        else:
+            bias = self.rng.normal(0, 0.5, units) if kind == 1 else None
+            op = FloatGru(*ends, weights, last, bias)
+        self._append(op, (units, 1, 1) if last else (units, height, width))
 
     def attend(self, name: str) -> None:
         """The last tensor times a gate that its pixels' largest channels make."""
@@ -342,6 +359,18 @@ def random_gated_graph(seed: int) -> tuple[Graph, np.ndarray]:
     network.expand("around", network.shapes[whole])
     network.add("met", whole, subtracts=bool(rng.random() < 0.5))
     network.conv("last", int(rng.integers(4, 9)), 3)
+    return _quantized(network.finish_flat("cross-entropy"), rng)
+
+
+def random_recurrent_graph(seed: int) -> tuple[Graph, np.ndarray]:
+    """A network of recurrent cells, of which the states or their last are read, and int8 samples
+    (n, H, W, C)."""
+    rng = np.random.default_rng([seed, 5])
+    network = _Network(rng, (1, int(rng.integers(5, 14))), int(rng.integers(1, 6)))
+    network.conv("stem", int(rng.integers(6, 10)), 1)
+    if rng.random() < 0.5:
+        network.cell("first", last=False)
+    network.cell("second", last=bool(rng.random() < 0.5))
     return _quantized(network.finish_flat("cross-entropy"), rng)
 
 

@@ -46,6 +46,7 @@ from tests.codegen.random_graphs import (
     random_graph,
     random_plan,
     random_pooled_graph,
+    random_recurrent_graph,
 )
 from tests.conftest import examples
 
@@ -111,6 +112,12 @@ def test_onnxruntime_has_the_integers_of_pools_and_branches(seed: int) -> None:
 @examples(40)
 def test_onnxruntime_has_the_integers_of_gates_and_choices(seed: int) -> None:
     assert_same_integers(random_gated_graph(seed)[0], seed)
+
+
+@given(seed=st.integers(0, 10_000))
+@examples(20)
+def test_onnxruntime_has_the_integers_of_recurrent_cells(seed: int) -> None:
+    assert_same_integers(random_recurrent_graph(seed)[0], seed)
 
 
 @given(seed=st.integers(0, 10_000))

@@ -13,6 +13,7 @@
     member(expand_forward) member(expand_input_gradient) member(product_forward) \
     member(product_input_gradient) member(product_reduced_gradient) \
     member(scaling_forward) member(scaling_input_gradient) \
+    member(gru_forward) member(gru_input_gradient) member(lstm_forward) member(lstm_input_gradient) \
     member(layer_normalization_forward) member(layer_normalization_input_gradient) \
     member(gather_forward) member(gather_input_gradient) \
     member(rearrange_forward) member(cross_entropy) member(binary_cross_entropy) \

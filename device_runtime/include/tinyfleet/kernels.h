@@ -171,6 +171,26 @@ typedef struct {
     int8_t slope_exponent;
 } tf_lookup;
 
+/* A recurrent cell over `steps` steps, from a state of zeros; the input has what it makes of the
+ * input in all gates, in the order of ONNX's operator. Weights are [gate][unit][unit]. */
+typedef struct {
+    uint16_t steps, units;
+    uint8_t last; /* 1: the output is the last state, not all of them */
+    int16_t in_zero, out_zero;
+    const int8_t *recurrent;
+    const tf_multiplier *words; /* per row: from sums with states in Q15 to Q12 */
+    const int32_t *inner_bias;  /* of a GRU whose reset comes after the product, else NULL */
+    int32_t input_multiplier; /* at most 2^22: times a step of the input, >> input_shift, is Q12 */
+    uint8_t input_shift;
+    tf_multiplier requantize; /* from a state in Q15 to a code */
+    uint8_t pre_shift;        /* states go left by this first, saturating */
+    const int16_t *rows; /* their scales in Q15, relative to 2^row_exponent; NULL: not needed */
+    int16_t row_exponent;
+    uint8_t row_headroom;     /* bits kept free in errors, so that sums over rows fit 32 bits */
+    int16_t error_multiplier; /* Q15 */
+    int16_t error_exponent;
+} tf_recurrence;
+
 /* The output's pixel (y, x) is the input's in row row_by_y[y] + row_by_x[x] and column
  * column_by_y[y] + column_by_x[x], or real zeros where the input has none. `repeat_bits` are kept
  * free in an error, so that the sum over all copies of a pixel fits 15 bits and a sign. */
@@ -280,6 +300,13 @@ void tf_expand_forward(const tf_broadcast *layer, const int8_t *input, int8_t *o
 /* output may be a; b as well, where both are of one size. */
 void tf_product_forward(const tf_product *layer, const int8_t *a, const int8_t *b, int8_t *output,
                         uint8_t *mask);
+/* states: NULL, or room for what the gradient needs, 2 bytes for each unit and step. scratch: 18 bytes
+ * for each unit. */
+void tf_gru_forward(const tf_recurrence *layer, const int8_t *input, int8_t *output, uint8_t *mask,
+                    int32_t *states, int32_t *scratch);
+/* The same; states: 6 bytes for each unit and step, scratch: 24 for each unit. */
+void tf_lstm_forward(const tf_recurrence *layer, const int8_t *input, int8_t *output, uint8_t *mask,
+                     int32_t *states, int32_t *scratch);
 void tf_rearrange_forward(const tf_rearrangement *layer, const int8_t *input, int8_t *output);
 /* output may be the input itself. */
 void tf_scaling_forward(const tf_scaling *layer, const int8_t *input, int8_t *output,
@@ -338,6 +365,15 @@ void tf_concat_input_gradient(const tf_slice *slice, const int16_t *error, const
 void tf_expand_input_gradient(const tf_broadcast *layer, const int16_t *error,
                               const tf_scale *scale, int16_t *out, tf_scale *out_scale,
                               int32_t *scratch);
+/* input, states: what the forward kernel has seen and kept. scratch: 32 bytes for each unit, and 4 for
+ * each step. */
+void tf_gru_input_gradient(const tf_recurrence *layer, const int16_t *error, const tf_scale *scale,
+                           const int8_t *input, const int32_t *states, int16_t *out,
+                           tf_scale *out_scale, int32_t *scratch);
+/* The same; scratch: 38 bytes for each unit, and 4 for each step. */
+void tf_lstm_input_gradient(const tf_recurrence *layer, const int16_t *error, const tf_scale *scale,
+                            const int8_t *input, const int32_t *states, int16_t *out,
+                            tf_scale *out_scale, int32_t *scratch);
 /* Of the input that is as large as the output; `other` are the codes of the other one, `zero` its
  * zero point. out may be error itself. */
 void tf_product_input_gradient(const tf_product *layer, const int16_t *error, const tf_scale *scale,

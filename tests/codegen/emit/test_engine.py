@@ -35,6 +35,7 @@ from tests.codegen.random_graphs import (
     random_graph,
     random_plan,
     random_pooled_graph,
+    random_recurrent_graph,
     random_target_graph,
 )
 from tests.conftest import examples
@@ -91,6 +92,17 @@ def test_graphs_of_pools_and_branches_train_to_the_same_bits(
     make: Callable[[int], tuple[Graph, np.ndarray]], seed: int, tmp_path: Path
 ) -> None:
     graph, samples = make(seed)
+    programs = [lower(graph, full_plan(graph)), lower(graph, random_plan(graph, seed))]
+    library = build(graph, programs, tmp_path / str(seed), sanitize=["undefined"])
+    for program in programs:
+        engine = HostEngine(library, program.plan.id)
+        assert_same_bits(Interpreter(program), engine, samples, steps=4)
+
+
+@given(seed=st.integers(0, 10_000))
+@examples(3, HealthCheck.function_scoped_fixture)
+def test_recurrent_cells_train_to_the_same_bits(seed: int, tmp_path: Path) -> None:
+    graph, samples = random_recurrent_graph(seed)
     programs = [lower(graph, full_plan(graph)), lower(graph, random_plan(graph, seed))]
     library = build(graph, programs, tmp_path / str(seed), sanitize=["undefined"])
     for program in programs:

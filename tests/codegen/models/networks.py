@@ -23,6 +23,7 @@ from tests.codegen.models.convolution_networks import (
     TemporalNetwork,
 )
 from tests.codegen.models.light_networks import ConvMixer, GhostNet, MobileOne
+from tests.codegen.models.recurrent_networks import BothDirections, GruKeywords, StackedLstm
 
 
 def conv_bn(
@@ -540,6 +541,9 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "mobileone": (MobileOne, (3, 20, 20)),
     "convnext": (ConvNext, (3, 20, 20)),
     "sequence": (SequenceNetwork, (20, 6)),
+    "gru_keywords": (GruKeywords, (1, 25, 10)),
+    "stacked_lstm": (StackedLstm, (16, 6)),
+    "both_directions": (BothDirections, (12, 5)),
 }
 
 FULL_SIZE: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {

@@ -17,6 +17,7 @@ from tests.codegen.random_graphs import (
     random_gated_graph,
     random_graph,
     random_pooled_graph,
+    random_recurrent_graph,
 )
 
 HEADER = Path(__file__).parents[3] / "device_runtime" / "include" / "tinyfleet" / "kernels.h"
@@ -36,7 +37,7 @@ def test_every_kernel_of_a_row_is_in_numpy_in_c_and_in_the_estimates(
 
 
 def test_random_graphs_go_through_every_kernel_of_every_row() -> None:
-    makers = (random_graph, random_pooled_graph, random_gated_graph)
+    makers = (random_graph, random_pooled_graph, random_gated_graph, random_recurrent_graph)
     graphs = [make(seed)[0] for make in makers for seed in range(12)]
     programs = [lower(graph, full_plan(graph)) for graph in graphs]
     calls = [call for one in programs for step in one.steps for call in step.calls()]

@@ -27,6 +27,7 @@ from tests.codegen.random_graphs import (
     random_graph,
     random_plan,
     random_pooled_graph,
+    random_recurrent_graph,
 )
 
 ROOT = Path(__file__).parents[3]
@@ -39,7 +40,9 @@ needs_gcc = pytest.mark.skipif(
 
 
 @pytest.mark.parametrize("seed", range(12))
-@pytest.mark.parametrize("make", [random_graph, random_pooled_graph, random_gated_graph])
+@pytest.mark.parametrize(
+    "make", [random_graph, random_pooled_graph, random_gated_graph, random_recurrent_graph]
+)
 def test_every_step_of_every_program_takes_instructions(
     make: Callable[[int], tuple[Graph, object]], seed: int
 ) -> None:

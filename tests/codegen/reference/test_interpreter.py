@@ -26,6 +26,7 @@ from tests.codegen.random_graphs import (
     random_gated_graph,
     random_graph,
     random_pooled_graph,
+    random_recurrent_graph,
     random_target_graph,
 )
 from tests.codegen.real_arithmetic import real_output
@@ -84,7 +85,9 @@ def test_forward_differs_from_exact_arithmetic_by_rounding_only(seed: int) -> No
         assert np.abs(got - inside).max() <= 0.5 + 1e-3, op.name
 
 
-@pytest.mark.parametrize("make", [random_graph, random_pooled_graph, random_gated_graph])
+@pytest.mark.parametrize(
+    "make", [random_graph, random_pooled_graph, random_gated_graph, random_recurrent_graph]
+)
 @given(seed=st.integers(0, 10_000))
 @examples(15)
 def test_gradients_have_cosine_above_0_999_to_float_autodiff(
