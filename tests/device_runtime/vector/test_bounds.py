@@ -46,7 +46,7 @@ STRIDED = Depthwise(9, 8, 21, (5, 5), (2, 2), (2, 2, 2, 2), -128, 5, False, 9, 0
 
 
 def place_before_a_hole(frame: Any, array: NDArray[Any]) -> int:
-    """Instead of ``_Frame._place_array``: memory that can't be read begins behind the array."""
+    """Instead of ``Frame._place_array``: memory that can't be read begins behind the array."""
     if id(array) not in frame._arrays:
         content = array.tobytes()
         exact = array.dtype.itemsize <= 2 and not isinstance(array, Scratch)
@@ -68,7 +68,7 @@ def status_of(engine: HostKernels, function: str, arguments: Arguments) -> int:
     child = os.fork()
     if child == 0:
         faulthandler.disable()
-        kernel_call._Frame._place_array = place_before_a_hole  # type: ignore[method-assign]
+        kernel_call.Frame._place_array = place_before_a_hole  # type: ignore[method-assign]
         try:
             engine.call(function, *arguments)
         finally:
