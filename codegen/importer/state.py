@@ -26,14 +26,13 @@ from codegen.graph.floats import (
     FloatConv,
     FloatOp,
     SampleLayout,
-    window_output_shape,
 )
 from codegen.graph.ir import Padding, Unary
 from codegen.graph.names import identifier
 from codegen.operators import operator_of
-from codegen.operators.average_pool import AveragePool
 from codegen.operators.base import Copying
 from codegen.operators.gather import Gather, PictureAxis
+from codegen.operators.rearrange import LARGEST, Rearrange, by_axis
 
 Array = NDArray[np.float64]
 
@@ -244,14 +243,10 @@ class ImportState:
         if view.padding == Padding():
             return view
         pad, roles = view.padding, self._roles[view.tensor]
-        window = (1, 1)
-        name = self.unique(f"{view.tensor}_padded")
-        op = AveragePool(name, view.tensor, name, window, window, pad, pad)
-        height, width = window_output_shape(window, window, pad, roles.shape[1:])
-        grown = Roles(roles.channels, axes_of(height), axes_of(width))
-        self.add(op, grown)
-        if view.tensor in self.codings:
-            self.codings[name] = self.codings[view.tensor]
+        _, height, width = roles.shape
+        rows = range(-pad.top, height + pad.bottom)
+        columns = range(-pad.left, width + pad.right)
+        name, grown = self.take_pixels(node, view, f"{view.tensor}_padded", rows, columns)
         rank = len(view.dims)
         order = next(
             (o for o in (picture_dims, channels_last_dims) if o(roles, rank) == view.dims), None
@@ -380,6 +375,21 @@ class ImportState:
         self.add(op, dataclasses.replace(roles, **{side: (*before, *made, *after)}))
         dims = (*view.dims[:place], made, *view.dims[place + 1 :])
         return dataclasses.replace(view, tensor=name, dims=dims)
+
+    def take_pixels(
+        self, node: Node, view: View, name: str, rows: Sequence[int], columns: Sequence[int]
+    ) -> tuple[str, Roles]:
+        """A tensor like ``name`` of these rows and columns of ``view``, a picture, and its axes;
+        zeros where that has no such pixel."""
+        if max(len(rows), len(columns)) > LARGEST:
+            node.refuse(
+                f"makes {len(rows)} by {len(columns)} pixels; at most {LARGEST:,} rows and columns "
+                "are supported, use a smaller picture"
+            )
+        name = self.unique(name)
+        made = Roles(self._roles[view.tensor].channels, axes_of(len(rows)), axes_of(len(columns)))
+        self.add(Rearrange(name, view.tensor, name, *by_axis(rows, columns)), made)
+        return name, made
 
     def roles(self, node: Node, view: View, *, channels_last: bool = False) -> Roles:
         """The axes of the view's tensor; settles the input's as its dimensions stand, or with the
