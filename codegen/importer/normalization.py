@@ -245,7 +245,8 @@ class _Spelled:
             return None if mean is None else mean._replace(sign=-mean.sign)
         if node.operator == "GlobalAveragePool":
             return _Mean(node.inputs[0], None, 1)
-        if node.operator != "ReduceMean":
+        # A mean without its dimensions would stand for others than those that it is of.
+        if node.operator != "ReduceMean" or not int(node.attributes.get("keepdims", 1)):
             return None
         axes = node.attributes.get("axes")
         if node.input(1):
@@ -311,13 +312,9 @@ class _Spelled:
         return [(first, second), (second, first)]
 
     def _maker(self, name: str) -> Node | None:
-        """What makes ``name``, a mean or a deviation, before reshapes.
-
-        These can only be reshaped into dimensions of size 1 along what they stand for, or they
-        wouldn't fit the tensor that they are of.
-        """
+        """What makes ``name``, a mean or a deviation, before it is cast."""
         node = self._makers.get(name)
-        while node is not None and node.operator in ("Cast", "Identity", "Reshape", "Unsqueeze"):
+        while node is not None and node.operator in ("Cast", "Identity"):
             node = self._makers.get(node.inputs[0])
         return node
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from onnx import helper
 
 from codegen.errors import ModelError
 from codegen.graph.floats import FloatGraph
@@ -187,6 +188,22 @@ def test_what_is_less_the_mean_of_another_tensor_is_no_normalization() -> None:
     proto = with_head([stem, other, *nodes], constants | weights | more, "n", 6)
     with pytest.raises(ModelError, match=r"node .*; "):
         import_proto(proto)
+
+
+@pytest.mark.parametrize("place", [0, 3])
+def test_a_mean_without_its_dimension_is_that_of_other_entries(place: int) -> None:
+    """Of 6 times 6 entries it can be taken from others than it is of."""
+    nodes, constants = spelled("torch", -1)
+    before = node("MatMul", "x w", "y")
+    ends = [
+        node("ReduceMean", "n", "mean", axes=[1], keepdims=0),
+        node("Gemm", "mean hw", "logits"),
+    ]
+    weights = constants | {"w": normal(4, 6), "hw": normal(6, 4)}
+    assert_agrees(model([before, *nodes, *ends], weights, shape=(1, 6, 4)))
+    nodes[place].attribute.append(helper.make_attribute("keepdims", 0))
+    with pytest.raises(ModelError, match=r"node .*; "):
+        import_proto(model([before, *nodes, *ends], weights, shape=(1, 6, 4)))
 
 
 def test_a_quantized_normalization_keeps_its_codes(tmp_path: Path) -> None:
