@@ -53,6 +53,10 @@ from codegen.operators import OPERATORS
 from codegen.operators.base import Handler
 
 CONTROL_FLOW = ("If", "Loop", "Scan")
+_UNROLLED = (
+    "export without control flow (fix all sizes but the batch, name the dimensions that squeeze "
+    "removes)"
+)
 
 REMEDIES = {
     "ConvInteger": "quantize statically (quantize_static)",
@@ -74,12 +78,9 @@ REMEDIES = {
         "it is known in a LayerNormalization only: export that in one node (opset 17 or later)",
     ),
     "ArgMax": "end the network in the scores of its classes",
-    **dict.fromkeys(
-        CONTROL_FLOW,
-        "export without control flow (fix all sizes but the batch, name the dimensions that "
-        "squeeze removes; tf2onnx makes a Loop of Keras' GRU and one operator of its LSTM: use "
-        "that, or PyTorch's GRU)",
-    ),
+    **dict.fromkeys(CONTROL_FLOW, _UNROLLED),
+    "Loop": f"{_UNROLLED}; tf2onnx makes one of Keras' GRU, and one operator of its LSTM: use "
+    "that, or PyTorch's GRU",
 }  # fmt: skip
 
 
@@ -239,7 +240,11 @@ _OWN: Mapping[str, Handler] = {
     "BatchNormalization": Handler(batch_normalization, _CONSTANTS, "training mode"),
     "Cast": Handler(_cast, "nothing", "casts of activations to integers", renames=True),
     "CastLike": Handler(_cast_like, "nothing", renames=True),
-    "Concat": Handler(concat, "Concat", "other axes than the channels; pictures of unlike size"),
+    "Concat": Handler(
+        concat,
+        "Concat of channels; of tensors of one shape also along a dimension of size 1",
+        "rows and columns; pictures of unlike size",
+    ),
     "Constant": Handler(_constant, "a constant", "sparse tensors and strings"),
     "Conv": Handler(
         conv,
@@ -323,7 +328,8 @@ _OWN: Mapping[str, Handler] = {
     ),
     "Pad": Handler(
         pad,
-        "the padding of what follows; channels may be last",
+        "the padding of the convolution or average pool that follows, else Rearrange; channels may be "
+        "last",
         "other values than 0; dimensions but height and width; negative pads",
     ),
     "QuantizeLinear": Handler(
