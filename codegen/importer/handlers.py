@@ -10,26 +10,29 @@ import numpy as np
 from onnx import TensorProto, numpy_helper
 
 from codegen.importer.layers import (
-    average_pool,
     concat,
     conv,
     gemm,
-    global_average_pool,
-    global_max_pool,
     linear_classifier,
     linear_regressor,
     matmul,
-    max_pool,
     pad,
-    reduce_max,
-    reduce_mean,
 )
+from codegen.importer.nodes import Node
 from codegen.importer.normalization import (
     group_normalization,
     instance_normalization,
     layer_normalization,
 )
 from codegen.importer.pairs import expand, tile
+from codegen.importer.pools import (
+    average_pool,
+    global_average_pool,
+    global_max_pool,
+    max_pool,
+    reduce_max,
+    reduce_mean,
+)
 from codegen.importer.quantized import cast_codes, dequantize_linear, quantize_linear
 from codegen.importer.recurrent import gru, lstm
 from codegen.importer.scaling import (
@@ -44,10 +47,7 @@ from codegen.importer.scaling import (
     sum_of_all,
 )
 from codegen.importer.selections import gather, slice_, split
-from codegen.importer.state import (
-    ImportState,
-    Node,
-)
+from codegen.importer.state import ImportState
 from codegen.importer.upsampling import conv_transpose, resize
 from codegen.operators import OPERATORS
 from codegen.operators.base import Handler
@@ -328,8 +328,8 @@ _OWN: Mapping[str, Handler] = {
     ),
     "Pad": Handler(
         pad,
-        "the padding of the convolution or average pool that follows, else Rearrange; channels may be "
-        "last",
+        "the padding of the convolution or average pool that follows, else Rearrange; channels "
+        "may be last",
         "other values than 0; dimensions but height and width; negative pads",
     ),
     "QuantizeLinear": Handler(

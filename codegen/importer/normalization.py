@@ -16,7 +16,9 @@ from onnx import numpy_helper
 
 from codegen.graph.floats import NO_CLAMP
 from codegen.importer.draft import DraftGraph
-from codegen.importer.state import Affine, Array, ImportState, Node, View, size_of
+from codegen.importer.nodes import Node
+from codegen.importer.state import Affine, Array, ImportState
+from codegen.importer.views import View, size_of
 from codegen.operators.layer_normalization import FloatLayerNormalization
 
 _OTHERWISE = (

@@ -6,7 +6,9 @@ import dataclasses
 import itertools
 from collections.abc import Sequence
 
-from codegen.importer.state import ImportState, Node, View
+from codegen.importer.nodes import Node
+from codegen.importer.state import ImportState
+from codegen.importer.views import View
 
 
 def gather(state: ImportState, node: Node) -> None:

@@ -10,15 +10,10 @@ from numpy.typing import NDArray
 
 from codegen.graph.ir import Padding
 from codegen.importer.layers import append_conv, dilation_of, pair, spatial_rank
+from codegen.importer.nodes import Node
 from codegen.importer.quantized import stored_integers
-from codegen.importer.state import (
-    DilatedConv,
-    ImportState,
-    Node,
-    Roles,
-    View,
-    picture_dims,
-)
+from codegen.importer.state import DilatedConv, ImportState
+from codegen.importer.views import Roles, View, picture_dims
 from codegen.operators.rearrange import OUTSIDE
 
 # ConvTranspose: zeros between the pixels, then a convolution with the taps in reverse.

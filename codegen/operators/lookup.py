@@ -21,7 +21,8 @@ from codegen.operators.functions import Function, X, evaluated
 if TYPE_CHECKING:
     from codegen.emit.plan import StepWriter
     from codegen.export.integer_model import Layer, ModelWriter
-    from codegen.importer.state import ImportState, Node
+    from codegen.importer.nodes import Node
+    from codegen.importer.state import ImportState
     from codegen.program.step_builder import StepBuilder
     from codegen.program.steps import Step
     from codegen.reference.interpreter import Interpreter
