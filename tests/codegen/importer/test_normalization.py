@@ -14,10 +14,10 @@ from codegen.graph.floats import FloatGraph
 from codegen.importer.model import import_model, import_proto
 from codegen.operators.execution import evaluate
 from codegen.operators.layer_normalization import FloatLayerNormalization
-from codegen.quantization.quantize import quantize, quantize_input
-from codegen.quantization.report import simulate
+from codegen.quantization.calibration import uncoded
 from tests.codegen.importer.test_model import Constants, model, normal, with_head
 from tests.codegen.importer.test_selections import conv, ints, node
+from tests.codegen.int8_network import int8_outputs
 from tests.codegen.onnxruntime_oracle import agreement, outputs, quantize_file
 
 Nodes = list[onnx.NodeProto]
@@ -93,10 +93,7 @@ def assert_agrees(proto: onnx.ModelProto) -> FloatGraph:
     expected = outputs(proto, x)
     found = evaluate(graph, graph.arrange(x))[graph.head.output]
     np.testing.assert_allclose(found, expected, atol=1e-4)
-    samples = graph.arrange(x)
-    device = quantize(graph, samples)
-    codes = quantize_input(device, samples.transpose(0, 2, 3, 1))
-    assert agreement(simulate(device, codes)[device.head.name], expected) >= 0.95
+    assert agreement(int8_outputs(graph, x), expected) >= 0.95
     return graph
 
 
@@ -217,10 +214,8 @@ def test_a_quantized_normalization_keeps_its_codes(tmp_path: Path) -> None:
         import_model(many, loss="cross-entropy")
     graph = import_model(one, loss="cross-entropy")
     assert len(normalizations(graph)) == 1
-    device = quantize(graph, None)
-    codes = quantize_input(device, graph.arrange(x).transpose(0, 2, 3, 1))
-    expected = outputs(onnx.load(one), x)
-    assert agreement(simulate(device, codes)[device.head.name], expected) >= 0.98
+    assert not uncoded(graph)
+    assert agreement(int8_outputs(graph, x), outputs(onnx.load(one), x)) >= 0.98
 
 
 def test_a_normalization_that_leads_to_one_of_two_layers_stays_as_it_is() -> None:
