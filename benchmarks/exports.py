@@ -38,7 +38,8 @@ EXPORTS = (
     *("shufflenet_v2_dynamo", "ghostnet_script", "mobileone_dynamo", "convmixer_script"),
     *("resnet8_dynamo", "resnext_script", "ds_cnn_dynamo", "matchbox_script"),
     *("bc_resnet_dynamo", "temporal_script", "inertial_dynamo"),
-    *("convnext_dynamo", "sequence_script", "keras_pictures", "keras_signals"),
+    *("convnext_dynamo", "sequence_script", "gru_keywords_dynamo", "stacked_lstm_script"),
+    *("keras_pictures", "keras_signals", "keras_lstm"),
 )
 QUANTIZED = ("mobilenet_v3_script", "resnet8_dynamo", "ds_cnn_dynamo", "keras_pictures")
 SEEN, UNSEEN = 100, 300
