@@ -145,9 +145,7 @@ def _reshaped(state: ImportState, node: Node, sizes: Sequence[int]) -> list[int]
 def _axes(state: ImportState, node: Node, rank: int) -> list[int]:
     """Axes of Squeeze and Unsqueeze."""
     axes = state.constant(node, 1, "axes").astype(int).reshape(-1).tolist()
-    if any(not -rank <= axis < rank for axis in axes):
-        node.refuse(f"names axes {axes} of {rank}; the model is inconsistent, export it again")
-    return [axis % rank for axis in axes]
+    return [node.place(axis, rank) for axis in axes]
 
 
 def _squeeze(state: ImportState, node: Node) -> None:

@@ -389,7 +389,7 @@ def pad(state: ImportState, node: Node) -> None:
     rank = len(state.padded_view(node).dims)
     axes = list(range(rank))
     if node.input(3):
-        axes = [int(a) % rank for a in state.constant(node, 3, "axes").reshape(-1)]
+        axes = [node.place(a, rank) for a in state.constant(node, 3, "axes").reshape(-1)]
     if len(pads) != 2 * len(axes):
         node.refuse(f"has {len(pads)} pads for {len(axes)} dimensions; export the model again")
     half = len(axes)

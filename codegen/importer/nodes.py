@@ -25,6 +25,12 @@ class Node:
         """Name of input ``index``, '' where there is none."""
         return self.inputs[index] if index < len(self.inputs) else ""
 
+    def place(self, axis: float, rank: int) -> int:
+        """Dimension ``axis`` of ``rank``, counted from 0; refuses one that isn't there."""
+        if not -rank <= axis < rank:
+            self.refuse(f"names axis {axis:g} of {rank}; the model is inconsistent")
+        return int(axis) % rank
+
     @property
     def is_foreign(self) -> bool:
         """Whether the operator is none of ONNX's own."""

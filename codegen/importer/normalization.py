@@ -32,15 +32,15 @@ def layer_normalization(state: ImportState, node: Node) -> None:
     view = state.view(node)
     rank = len(view.dims)
     if "axes" not in node.attributes:
-        first = int(node.attributes.get("axis", -1)) % rank
+        first = node.place(node.attributes.get("axis", -1), rank)
         places = tuple(range(first, rank))
         scale = state.constant(node, 1, "scale")
         bias = state.constant(node, 2, "bias") if node.input(2) else np.array(0.0)
         _normalize(state, node, view, places, scale, bias)
         return
-    axes = node.attributes["axes"]
-    places = tuple(range(2, rank)) if axes is None else tuple(axis % rank for axis in axes)
-    _normalize(state, node, view, tuple(sorted(places)), np.array(1.0), np.array(0.0))
+    axes = node.attributes["axes"] or range(2, rank)
+    places = tuple(sorted(node.place(axis, rank) for axis in axes))
+    _normalize(state, node, view, places, np.array(1.0), np.array(0.0))
 
 
 def group_normalization(state: ImportState, node: Node) -> None:

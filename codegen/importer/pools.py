@@ -139,10 +139,10 @@ def _reduce_axes(state: ImportState, node: Node, largest: bool) -> None:
         axes = state.constant(node, 1, "axes").astype(int).reshape(-1).tolist()
     else:
         axes = list(node.attributes.get("axes", ()))
-    if not axes or any(not -rank <= axis < rank for axis in axes):
-        node.refuse(f"reduces axes {axes} of {rank}; the model is inconsistent, export it again")
+    if not axes:
+        node.refuse("names no axes, which reduces the batch as well; name height and width")
     keep = bool(int(node.attributes.get("keepdims", 1)))
-    _reduce(state, node, tuple(axis % rank for axis in axes), keep, largest)
+    _reduce(state, node, tuple(node.place(axis, rank) for axis in axes), keep, largest)
 
 
 def _reduce(

@@ -193,7 +193,7 @@ def _interpolate(
 def _factors(state: ImportState, node: Node, rank: int) -> tuple[list[float], list[int]]:
     """Scales, or sizes, of channels, rows and columns."""
     named = node.attributes.get("axes")
-    axes = [int(axis) % rank for axis in named] if named is not None else list(range(rank))
+    axes = [node.place(axis, rank) for axis in named] if named is not None else list(range(rank))
     scales, sizes = [1.0] * rank, list(state.view(node).sizes)
     by_size = bool(node.input(3))
     given = state.constant(node, 3 if by_size else 2, "sizes" if by_size else "scales").reshape(-1)

@@ -177,6 +177,14 @@ def test_rows_of_one_channel_are_refused_by_name_and_their_channels_are_not() ->
     assert_agrees(with_head([stem, *nodes], weights, "n", 6))
 
 
+def test_a_dimension_that_is_not_there_is_refused() -> None:
+    stem, weights = conv("x", "y", 3, 6)
+    weights |= {"gain": normal(6), "bias": normal(6)}
+    normal_of_5 = node("LayerNormalization", "y gain bias", "n", axis=5)
+    with pytest.raises(ModelError, match=r"'n' \(LayerNormalization\): names axis 5 of 4"):
+        import_proto(with_head([stem, normal_of_5], weights, "n", 6))
+
+
 def test_what_is_less_the_mean_of_another_tensor_is_no_normalization() -> None:
     nodes, constants = spelled("torch", 1)
     nodes[0] = node("ReduceMean", "other", "m", axes=[1])
