@@ -219,8 +219,7 @@ def linear_classifier(state: ImportState, node: Node) -> None:
     A yes or no by its logit z has the probabilities of two classes whose logits are -z/2 and z/2.
     The probability of each class against all others is left out: the largest is the same.
     """
-    intercepts = np.asarray(node.attributes.get("intercepts", (0.0,)), np.float64)
-    weight, bias = _rows(node, len(intercepts)), intercepts
+    weight, bias = _rows(node, len(node.attributes.get("intercepts", (0.0,))))
     after = node.attributes.get("post_transform", "NONE")
     if after not in ("NONE", "LOGISTIC", "SOFTMAX"):
         node.refuse(f"attribute post_transform = {after}; supported are NONE, LOGISTIC and SOFTMAX")
@@ -239,18 +238,24 @@ def linear_regressor(state: ImportState, node: Node) -> None:
     """scikit-learn's LinearRegressor: a matrix whose rows are targets."""
     if node.attributes.get("post_transform", "NONE") != "NONE":
         node.refuse("attribute post_transform is only supported as NONE")
-    targets = int(node.attributes.get("targets", 1))
-    bias = np.asarray(node.attributes.get("intercepts", (0.0,) * targets), np.float64)
-    _linear(state, node, _rows(node, targets), 0, bias, as_stored=False)
+    weight, bias = _rows(node, int(node.attributes.get("targets", 1)))
+    _linear(state, node, weight, 0, bias, as_stored=False)
 
 
-def _rows(node: Node, count: int) -> Array:
-    coefficients = np.asarray(node.attributes.get("coefficients", ()), np.float64)
-    if count == 0 or coefficients.size == 0 or coefficients.size % count:
+def _rows(node: Node, count: int) -> tuple[Array, Array]:
+    """Weights [rows, features] and biases [rows] of a linear model of scikit-learn's."""
+    weight, bias = (
+        np.asarray(node.attributes.get(name, default), np.float64)
+        for name, default in (("coefficients", ()), ("intercepts", (0.0,) * count))
+    )
+    if count == 0 or len(bias) != count or weight.size == 0 or weight.size % count:
         node.refuse(
-            f"has {coefficients.size} coefficients for {count} rows; export the model again"
+            f"has {weight.size} coefficients and {len(bias)} intercepts for {count} rows; export "
+            "the model again"
         )
-    return coefficients.reshape(count, -1)
+    if not np.isfinite(weight).all() or not np.isfinite(bias).all():
+        node.refuse("its coefficients hold NaN or infinity; train or export it again")
+    return weight.reshape(count, -1), bias
 
 
 def matmul(state: ImportState, node: Node) -> None:
