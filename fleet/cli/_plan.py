@@ -17,8 +17,10 @@ from codegen.firmware.toolchain import find_toolchain
 from codegen.graph.ir import Loss
 from codegen.importer.model import import_model
 from codegen.plan_search import pictures
-from codegen.plan_search.planning import CHOSEN, PlanningResult, Proposal, Settings, find_plans
+from codegen.plan_search.finalists import CHOSEN
+from codegen.plan_search.planning import find_plans
 from codegen.plan_search.proof import Bench
+from codegen.plan_search.proposals import PlanningResult, Proposal, Settings
 from codegen.plan_search.race import Difference
 from codegen.plan_search.samples import load_samples
 from codegen.quantization.calibration import uncoded
