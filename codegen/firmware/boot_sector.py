@@ -10,6 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from elftools.elf.elffile import ELFFile
+from elftools.elf.sections import SymbolTableSection
 
 _SECTION = ".text"
 _ALIGNMENT = 16
@@ -30,7 +31,8 @@ def fill_boot_sector(elf: Path, sector_bytes: int) -> tuple[str, ...]:
         room = sector_bytes - (boot["sh_size"] if boot is not None else 0) - _ALIGNMENT
         sizes: dict[str, list[int]] = {}
         # Static functions of one name lie in sections of one name, which go together.
-        for symbol in table.iter_symbols() if table is not None else ():  # type: ignore[attr-defined]
+        symbols = table.iter_symbols() if isinstance(table, SymbolTableSection) else ()
+        for symbol in symbols:
             if symbol["st_info"]["type"] == "STT_FUNC" and symbol["st_shndx"] in text:
                 sizes.setdefault(symbol.name, []).append(int(symbol["st_size"]))
     taken: list[str] = []

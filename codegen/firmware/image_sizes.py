@@ -8,6 +8,7 @@ from pathlib import Path
 
 from elftools.common.exceptions import ELFError
 from elftools.elf.elffile import ELFFile
+from elftools.elf.sections import SymbolTableSection
 
 from codegen.errors import BudgetError, BundleError
 from codegen.firmware.boards import Board
@@ -52,11 +53,11 @@ def measure_image(elf: Path) -> ImageSizes:
         with elf.open("rb") as stream:
             image = ELFFile(stream)
             table = image.get_section_by_name(".symtab")
-            if table is None:
+            if not isinstance(table, SymbolTableSection):
                 raise BundleError(f"{elf} has no symbols; compile the bundle again")
             sizes: dict[str, int] = {}
             values: dict[str, int] = {}
-            for symbol in table.iter_symbols():  # type: ignore[attr-defined]
+            for symbol in table.iter_symbols():
                 sizes[symbol.name] = sizes.get(symbol.name, 0) + symbol["st_size"]
                 values[symbol.name] = symbol["st_value"]
             flash = sum(

@@ -11,10 +11,9 @@ from hypothesis import strategies as st
 
 from codegen.arithmetic.integers import Error
 from codegen.graph.ir import Graph, Tensor
-from codegen.operators import operator_of
-from codegen.operators.gru import FloatGru
-from codegen.operators.lstm import FloatLstm
-from codegen.operators.recurrence import Recurrence
+from codegen.operators.gru import GRU, FloatGru, Gru
+from codegen.operators.lstm import LSTM, FloatLstm
+from codegen.operators.recurrence import Recurrence, RecurrentOperator
 from simulator.machines.kernel_call import Struct
 from tests.conftest import examples
 from tests.device_runtime.kernels.calls import Scratch, call_all
@@ -26,19 +25,21 @@ def quantized_cell(
 ) -> Recurrence:
     """A cell ``kind`` ("gru", "reset-first", "lstm") from tensor x to tensor y."""
     if kind == "lstm":
-        real: FloatGru | FloatLstm = FloatLstm(
-            "cell", "x", "y", draw.normal(0, spread, (4 * units, units)), last
-        )
-    else:
-        bias = None if kind == "reset-first" else draw.normal(0, 0.5, units)
-        real = FloatGru("cell", "x", "y", draw.normal(0, spread, (3 * units, units)), last, bias)
-    made: Recurrence = operator_of(real).quantized(real)  # type: ignore[attr-defined]
-    return made
+        weights = draw.normal(0, spread, (4 * units, units))
+        return LSTM.quantized(FloatLstm("cell", "x", "y", weights, last))
+    bias = None if kind == "reset-first" else draw.normal(0, 0.5, units)
+    weights = draw.normal(0, spread, (3 * units, units))
+    return GRU.quantized(FloatGru("cell", "x", "y", weights, last, bias))
+
+
+def row_of(op: Recurrence) -> RecurrentOperator[Any, Any]:
+    """The operator of ``op``."""
+    return GRU if isinstance(op, Gru) else LSTM
 
 
 def layer_of(graph: Graph, op: Recurrence) -> Struct:
     """tf_recurrence of ``op``."""
-    by = operator_of(op).arithmetic(graph, op)  # type: ignore[attr-defined]
+    by = row_of(op).arithmetic(graph, op)
     source, output = graph.tensors["x"], graph.tensors["y"]
     inner = getattr(op, "inner_bias", None)
     return Struct(
@@ -76,7 +77,7 @@ def test_states_and_errors_go_through_time(
 ) -> None:
     draw = np.random.default_rng(seed)
     op = quantized_cell(kind, units, last, spread, draw)
-    row: Any = operator_of(op)
+    row = row_of(op)
     shape = (1, steps, row.gates * units)
     tensors = {
         "x": Tensor("x", shape, scales[0], zeros[0]),
