@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.mcunet import MODEL, PLANS
+from benchmarks.mcunet import MODEL, PLANS, require_model
 from codegen.firmware.boards import Board, load_board
 from codegen.firmware.bundle import Bundle
 from fleet.cli._output import console, table
@@ -198,10 +198,9 @@ def main() -> int:
         "mcunet": (MODEL, [f"{PLANS}#{PUBLISHED}"], None),
     }
     for name in options.model or models:
+        if name == "mcunet":
+            require_model()
         model, plans, samples = models[name]
-        if not model.exists():
-            print(f"{model} isn't there; set TINYFLEET_SHARED to the shared folder")
-            return 1
         calibration = None if samples is None else samples / "calibration.npz"
         with screen.status(f"{name}, {options.compiler}"):
             found = cores(model, plans, calibration, options.compiler)
