@@ -59,6 +59,7 @@ FORWARD = {
         "run_rows",
         "run_single",
         "run_span",
+        "widen",
     ),
     "depthwise convolutions, forward": (
         "tf_depthwise_forward",
@@ -66,6 +67,7 @@ FORWARD = {
         "one_channel",
         "slide_",
         "store_row",
+        "tf_find_taps",
         "tf_gather_codes",
         "tf_widen_taps",
         "tf_slide_rows_of",

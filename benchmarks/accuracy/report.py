@@ -43,7 +43,7 @@ photos alone ([how](../howto/choose-a-plan.md#the-last-choice)): the one of the 
 before the test photos were looked at. `single-run` is what it chose before, when it trained each
 finalist once and took the lowest loss. `pointwise` is written by hand after what the search shows
 of contributions: all first pointwise layers of the last seven blocks, and 22 biases; with the link
-of today it takes 3,688 bytes more than 256 KB. All of these fit with int8 states only. That 201
+of today it takes 3,688 bytes more than 256 KB. The others fit, with int8 states only. That 201
 photos of 137 photographers tell plans apart by less than two points is luck.
 
 Cells: mean ± standard deviation over seeds in percent, in brackets the number of seeds and how many

@@ -73,7 +73,9 @@ def lower(graph: Graph, plan: Plan, most_pool_bytes: int | None = None) -> Progr
         enough = most_pool_bytes - bytes_beside_arena(graph, state_bytes)
     placed = _placed(draft, streamed, bound, enough)
     for tensor in _largest_of_its_own(builder, streamed):
-        if placed.bytes <= bound or (enough is not None and not bound <= enough < placed.bytes):
+        if placed.bytes <= memory_plan.near_enough(bound):
+            break
+        if enough is not None and not bound <= enough < placed.bytes:
             break
         more = [name for name in _streamable(builder) if name in streamed or name == tensor]
         if draft.lower_bound(more, {}) <= bound:

@@ -144,6 +144,11 @@ class _Placer:
         return list(map(operator.add, offsets, self.sizes))
 
 
+def near_enough(bound: int) -> int:
+    """The arena that isn't made any smaller for a lower bound of ``bound`` bytes."""
+    return bound + bound // NEAR_ENOUGH
+
+
 def arena_bytes(buffers: Iterable[Buffer], offsets: Mapping[str, int]) -> int:
     """Size of the arena that ``offsets`` need."""
     return max((offsets[b.name] + aligned(b.bytes) for b in buffers), default=0)
@@ -205,8 +210,7 @@ def plan_offsets(buffers: Iterable[Buffer], enough: int | None = None) -> dict[s
         return {}
     placer = _Placer(buffers)
     bound = lower_bound(buffers)
-    near = bound + bound // NEAR_ENOUGH
-    wanted = near if enough is None else max(near, enough)
+    wanted = max(near_enough(bound), enough or 0)
     trials = TRIALS if enough is None or bound <= enough else 0
     best = _first_fit(
         placer,

@@ -43,10 +43,10 @@ static uint32_t products_of_quads(const int8_t *first, const int8_t *second, uin
     for (; i + 4u <= units; i += 4u) {
         const uint32_t even = tf_load32(paired + i), odd = tf_load32(paired + i + 2u);
         const uint32_t four = tf_load32(first + i), others = tf_load32(second + i);
-        a = __smlad((int16x2_t)tf_even_plus(0, four), (int16x2_t)even, a);
-        b = __smlad((int16x2_t)tf_even_plus(0, others), (int16x2_t)even, b);
-        a = __smlad((int16x2_t)tf_odd_plus(0, four), (int16x2_t)odd, a);
-        b = __smlad((int16x2_t)tf_odd_plus(0, others), (int16x2_t)odd, b);
+        a = __smlad((int16x2_t)tf_even(four), (int16x2_t)even, a);
+        b = __smlad((int16x2_t)tf_even(others), (int16x2_t)even, b);
+        a = __smlad((int16x2_t)tf_odd(four), (int16x2_t)odd, a);
+        b = __smlad((int16x2_t)tf_odd(others), (int16x2_t)odd, b);
     }
     sums[0] = a;
     sums[1] = b;
@@ -59,8 +59,8 @@ static uint32_t add_quads(const int8_t *first, const int8_t *second, uint32_t un
     uint32_t i = 0;
     for (; i + 4u <= units; i += 4u) {
         const uint32_t four = tf_load32(first + i), others = tf_load32(second + i);
-        const uint32_t even = tf_even_plus(0, four), even_others = tf_even_plus(0, others);
-        const uint32_t odd = tf_odd_plus(0, four), odd_others = tf_odd_plus(0, others);
+        const uint32_t even = tf_even(four), even_others = tf_even(others);
+        const uint32_t odd = tf_odd(four), odd_others = tf_odd(others);
         const int16x2_t by = (int16x2_t)terms;
         sums[i] = __smlad((int16x2_t)tf_pack_lower(even, even_others), by, sums[i]);
         sums[i + 1u] = __smlad((int16x2_t)tf_pack_lower(odd, odd_others), by, sums[i + 1u]);

@@ -23,8 +23,8 @@ class ElfImage:
     """(load address, bytes), as the programmer writes them to flash."""
     symbols: dict[str, tuple[int, int]]
     """Name → (address without the Thumb bit, size in bytes)."""
-    _starts: tuple[int, ...]
-    _names: tuple[str, ...]
+    _functions: tuple[tuple[int, str, int], ...]
+    """By address: (address, name, size). Static functions may share a name."""
 
     def address_of(self, name: str) -> int:
         """Address of a symbol.
@@ -40,21 +40,21 @@ class ElfImage:
 
     def function_at(self, address: int) -> str:
         """Name of the function that holds ``address``, or an empty string."""
-        index = bisect.bisect_right(self._starts, address) - 1
-        if index < 0:
-            return ""
-        name = self._names[index]
-        start, size = self.symbols[name]
-        if size == 0:  # assembly without .size: it reaches to the next function
-            return name
-        return name if address < start + size else ""
+        return self._place_of(address)[0]
 
     def locate(self, address: int) -> str:
         """``function+0x12`` for messages."""
-        name = self.function_at(address)
-        if not name:
-            return "outside any function"
-        return f"{name}+{address - self.symbols[name][0]:#x}"
+        name, offset = self._place_of(address)
+        return f"{name}+{offset:#x}" if name else "outside any function"
+
+    def _place_of(self, address: int) -> tuple[str, int]:
+        """Function and offset in it; an empty name outside of all."""
+        index = bisect.bisect_right(self._functions, address, key=lambda function: function[0])
+        if index == 0:
+            return "", 0
+        start, name, size = self._functions[index - 1]
+        # Assembly without .size has none: it reaches to the next function.
+        return (name, address - start) if size == 0 or address < start + size else ("", 0)
 
 
 @functools.lru_cache(maxsize=16)
@@ -62,7 +62,7 @@ def _load(path: str, stamp: tuple[int, int]) -> ElfImage:
     del stamp
     segments: list[tuple[int, bytes]] = []
     symbols: dict[str, tuple[int, int]] = {}
-    functions: list[tuple[int, str]] = []
+    functions: set[tuple[int, str, int]] = set()
     try:
         with open(path, "rb") as file:
             elf = ELFFile(file)
@@ -79,24 +79,16 @@ def _load(path: str, stamp: tuple[int, int]) -> ElfImage:
                     defined = symbol["st_shndx"] != "SHN_UNDEF"
                     if not symbol.name or not defined or symbol.name.startswith("$"):
                         continue
-                    address = int(symbol["st_value"])
+                    address, size = int(symbol["st_value"]), int(symbol["st_size"])
                     if kind == "STT_FUNC":
                         address &= ~1
-                        functions.append((address, symbol.name))
+                        functions.add((address, symbol.name, size))
                     elif kind not in ("STT_OBJECT", "STT_NOTYPE"):
                         continue
-                    symbols.setdefault(symbol.name, (address, int(symbol["st_size"])))
+                    symbols.setdefault(symbol.name, (address, size))
     except (ELFError, OSError) as error:
         raise ImageError(f"can't read the image {path}: {error}; compile it again") from error
-    # A static function may share its name with another: the one that ``symbols`` holds counts.
-    functions = sorted({(a, n) for a, n in functions if symbols[n][0] == a})
-    return ElfImage(
-        path,
-        tuple(segments),
-        symbols,
-        tuple(a for a, _ in functions),
-        tuple(n for _, n in functions),
-    )
+    return ElfImage(path, tuple(segments), symbols, tuple(sorted(functions)))
 
 
 def load_elf(path: Path | str) -> ElfImage:

@@ -166,12 +166,13 @@ class Frame:
     def _allocate(self, content: bytes) -> int:
         """Aligned to 8; a red zone before and behind."""
         first = self._next + len(_RED_ZONE)
-        self._memory.write(self._next, _RED_ZONE + content + _RED_ZONE)
-        self._red_zones += [self._next, first + len(content)]
-        self._next = first + len(content) + len(_RED_ZONE)
-        self._next += -self._next % 8
-        if self._next > self._end:
+        behind = first + len(content)
+        if behind + len(_RED_ZONE) > self._end:
             raise ImageError(f"the arguments need more than {_RAM_BYTES >> 20} MiB")
+        self._memory.write(self._next, _RED_ZONE + content + _RED_ZONE)
+        self._red_zones += [self._next, behind]
+        self._next = behind + len(_RED_ZONE)
+        self._next += -self._next % 8
         return first
 
 

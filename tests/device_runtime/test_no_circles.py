@@ -10,7 +10,7 @@ import pytest
 
 RUNTIME = Path(__file__).resolve().parents[2] / "device_runtime"
 # The firmware and a board know each other by PORTING.md; everything else is portable.
-PORTS = ("host", "mps", "stm32")
+PORTS = ("bare", "host", "mps", "stm32")
 DEFINITION = re.compile(r"^(?!static)[a-z][\w \*]*?\b(tf_\w+)\([^;{]*\) \{$", re.MULTILINE)
 USE = re.compile(r"\b(tf_\w+)\b")
 
@@ -28,9 +28,10 @@ def calls(port: str) -> dict[str, set[str]]:
     same = {name: name for name in texts}
     for name, text in texts.items():
         for function in DEFINITION.findall(text):
-            # Two implementations of one interface (block_dsp, block_portable) are as one.
-            if owners.setdefault(function, name) != name:
-                same[name] = owners[function]
+            # Implementations of one interface are as one, also where one file (block_portable) has
+            # what others (block_dsp, block_backward_dsp) have between them.
+            one, other = same[owners.setdefault(function, name)], same[name]
+            same = {file: one if group == other else group for file, group in same.items()}
     graph: dict[str, set[str]] = {}
     for name, text in texts.items():
         used = {same[owners[word]] for word in USE.findall(text) if word in owners}

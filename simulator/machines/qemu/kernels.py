@@ -42,7 +42,7 @@ class QemuKernels:
 
         Raises: QemuError where QEMU is missing.
         """
-        model = _model_of(cpu)
+        program, model = find_qemu(), _model_of(cpu)
         self.image = load_elf(elf)
         self._base = model.ram_address
         self._stack = self._base + _CODE_BYTES + _STACK_BYTES
@@ -58,7 +58,7 @@ class QemuKernels:
             self.write(address, data)
         vectors = [self._stack, begin | 1, *[fault | 1] * (_VECTORS - 2)]
         self._process, self._connection = start(
-            find_qemu(),
+            program,
             model,
             ram=ram,
             vectors=b"".join(word.to_bytes(4, "little") for word in vectors),
@@ -66,9 +66,13 @@ class QemuKernels:
             sleeps=False,
         )
         os.close(ram)
-        self._debugger = Debugger(self._connection)
-        self._debugger.set_breakpoint(called)
-        self._start_core()
+        try:
+            self._debugger = Debugger(self._connection)
+            self._debugger.set_breakpoint(called)
+            self._start_core()
+        except BaseException:
+            self.close()
+            raise
 
     def call(self, function: str, *arguments: Any) -> Call:
         """Calls ``function`` by the AAPCS; arrays are copied in, and back after it.

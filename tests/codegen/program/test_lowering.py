@@ -110,7 +110,7 @@ def test_streaming_never_needs_more_memory_than_whole_tensors() -> None:
 def test_a_tensor_is_streamed_after_all_where_the_bound_is_missed_without(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    float_graph = exported("preactivation_dynamo.onnx")
+    float_graph = exported("preactivation_script.onnx")
     x = np.random.default_rng(0).normal(size=(16, *float_graph.sample_shape))
     graph = quantize(float_graph, float_graph.arrange(x.astype(np.float32)))
     plan = default_plans(graph)[0]

@@ -332,7 +332,6 @@ def test_power_cuts_while_weights_are_staged_only_delay_the_delta(
 
 @needs_mcunet
 @pytest.mark.slow
-@needs_mcunet
 @pytest.mark.parametrize("machine", ["unicorn", "renode"])
 def test_a_round_of_mcunet_with_its_weights_in_the_external_flash(
     tmp_path: Path, machine: str

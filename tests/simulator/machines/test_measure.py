@@ -148,6 +148,7 @@ def test_a_board_of_the_users_own_needs_no_entry_anywhere(tmp_path: Path) -> Non
     assert (measured.board, measured.sram_limit_bytes) == ("my-board", 200_000)
 
 
+@pytest.mark.parametrize("board", ["stm32f407"], indirect=True)
 @pytest.mark.parametrize("name", ["rp2040", "nrf5340"])
 def test_a_board_without_a_port_is_measured_and_computes_what_others_do(
     name: str, smallest: Measurement, tmp_path: Path

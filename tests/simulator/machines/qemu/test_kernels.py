@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from codegen.firmware.boards import Cpu
-from simulator.errors import MachineFault
+from simulator.errors import ImageError, MachineFault
 from simulator.machines.kernel_call import View
 from simulator.machines.qemu.kernels import qemu_kernels
 from tests.simulator.conftest import skip_without
@@ -19,6 +19,8 @@ uint32_t tf_load(const volatile uint32_t *from);
 uint32_t tf_load(const volatile uint32_t *from) { return *from; }
 void tf_store(volatile uint8_t *to);
 void tf_store(volatile uint8_t *to) { to[16] = 1; }
+void tf_never(void);
+void tf_never(void) { for (;;) {} }
 """
 
 
@@ -42,5 +44,25 @@ def test_a_word_that_is_not_aligned_is_a_fault_on_the_core_that_loads_none(
             assert core.call("tf_load", View(numbers, 5)).result == 0x08070605
             with pytest.raises(MachineFault, match="outside its buffers"):
                 core.call("tf_store", numbers)
+    finally:
+        core.close()
+
+
+def test_a_call_that_does_not_return_or_fit_is_told_and_the_next_one_works(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    skip_without("qemu")
+    source = tmp_path / "load.c"
+    source.write_text(SOURCE)
+    core = qemu_kernels([source], [], cpu="cortex-m55")
+    try:
+        numbers = np.arange(16, dtype=np.uint8)
+        with pytest.raises(ImageError, match="more than 4 MiB"):
+            core.call("tf_load", np.zeros(4 << 20, np.uint8))
+        wait, patience = core._debugger.wait, iter([0.1])
+        monkeypatch.setattr(core._debugger, "wait", lambda seconds: wait(next(patience, seconds)))
+        with pytest.raises(MachineFault, match=r"tf_never doesn't return \(tf_never"):
+            core.call("tf_never")
+        assert core.call("tf_load", View(numbers, 4)).result == 0x07060504
     finally:
         core.close()
