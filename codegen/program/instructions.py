@@ -61,7 +61,7 @@ RATES: Mapping[str, Rates] = MappingProxyType(
         "average_pool_input_gradient": Rates(elements=25.11),
         "bias_update": Rates(elements=1.88, values=84.56),
         "binary_cross_entropy": Rates(elements=450.06),
-        "coded_squared_error": Rates(elements=113.22),
+        "coded_squared_error": Rates(elements=119.4),
         "concat_forward": Rates(elements=0.69),
         "concat_input_gradient": Rates(elements=4.5),
         "convolution_forward": Rates(

@@ -1,6 +1,7 @@
 /* Mean squared error of the model's outputs against its input, or against targets. */
 #include "fixed_point.h"
 
+#include <stdbool.h>
 #include <string.h>
 
 static inline int32_t mantissa_of(tf_gain gain) {
@@ -29,22 +30,24 @@ static inline int32_t wanted_steps(const tf_target *target, const int8_t *sample
 /* What the outputs are: wide values, or codes of a tensor, of which 2^8 units are one step. */
 typedef struct {
     const int32_t *values;
-    const int8_t *codes; /* if there are no values */
+    const int8_t *codes;
     int32_t zero_point;
+    bool coded;
 } outputs;
 
 /* Output less target in units of the output. */
 static inline int32_t difference(const tf_target *target, outputs made, const int8_t *sample,
                                  uint32_t i) {
     const int64_t wanted = scaled(target->target_scale, wanted_steps(target, sample, i));
-    const int32_t output =
-        made.values != NULL ? made.values[i] : (made.codes[i] - made.zero_point) * 256;
+    const int32_t output = made.coded ? (made.codes[i] - made.zero_point) * 256 : made.values[i];
     return tf_saturate32(output - wanted);
 }
 
 /* Writes the error and its scale; returns the sum of the squared error codes. */
-static uint64_t write_error(const tf_target *target, outputs made, const int8_t *sample,
-                            int16_t *error, tf_scale *scale) {
+static inline __attribute__((always_inline)) uint64_t write_error(const tf_target *target,
+                                                                  outputs made,
+                                                                  const int8_t *sample,
+                                                                  int16_t *error, tf_scale *scale) {
     uint64_t largest = 0;
     for (uint32_t i = 0; i < target->size; i++) {
         const int64_t d = difference(target, made, sample, i);
@@ -81,7 +84,7 @@ static uint32_t shifted(uint64_t total, int32_t left) {
 
 uint32_t tf_mean_squared_error(const tf_target *target, const int32_t *values, const int8_t *sample,
                                int16_t *error, tf_scale *scale) {
-    const outputs made = {values, NULL, 0};
+    const outputs made = {values, NULL, 0, false};
     const uint64_t squares = write_error(target, made, sample, error, scale);
     /* error = 2 / size * d, so the mean of d^2 is the sum of the squared errors * size / 4. */
     return shifted(squares * target->size, 2 * scale->exponent - 2 + 16);
@@ -89,7 +92,7 @@ uint32_t tf_mean_squared_error(const tf_target *target, const int32_t *values, c
 
 uint32_t tf_coded_squared_error(const tf_coded_target *target, const int8_t *codes,
                                 const int8_t *sample, int16_t *error, tf_scale *scale) {
-    const outputs made = {NULL, codes, target->zero_point};
+    const outputs made = {NULL, codes, target->zero_point, true};
     const uint64_t squares = write_error(&target->target, made, sample, error, scale);
     /* Of the sum, 40 bits leave room for the mantissa's 24. */
     const int32_t length = tf_bit_length64(squares), dropped = length > 40 ? length - 40 : 0;
