@@ -125,10 +125,11 @@ def check_known(choice: LossChoice) -> None:
         )
 
 
-def _of_picture(
-    outputs: Outputs, labels: Labels | None, because: str = "its output has the shape of its input"
-) -> LossChoice:
-    """That of a picture's codes, which are trained against the input only."""
+def _of_picture(outputs: Outputs, labels: Labels | None, said: str = "") -> LossChoice:
+    """That of a picture's codes, which are trained against the input only.
+
+    ``said`` is who says that they are; a vector may be something else.
+    """
     picture = "such a picture, which no matrix makes, is trained against the model's own input only"
     instead = "end the model in a Gemm (with a Reshape behind it, where that is to be a picture)"
     others = labels is not None and not (labels.are_integers or labels.are_the_input)
@@ -138,7 +139,18 @@ def _of_picture(
             f"{picture}: leave the labels out, or {instead}"
         )
     if outputs.can_be_the_input:
-        return LossChoice("mse", because)
+        if not said and labels is not None and labels.are_the_input:
+            said = f"the labels '{LABELS}' of the samples are the inputs themselves"
+        elif not said and outputs.are_a_picture:
+            said = "its output has the shape of its input"
+        if said:
+            return LossChoice("mse", said)
+        raise _asked(
+            outputs,
+            f"has as many values ({outputs.count}) as the input, in a row, and no matrix makes "
+            "them: is this an autoencoder?",
+            "A classifier ends in its logits, without an activation",
+        )
     made = f", made by a {outputs.after}" if outputs.after else ""
     raise ModelError(
         f"{outputs.what} has {_shown(outputs)}{made}, and the input {list(outputs.input_sizes)}; "

@@ -174,11 +174,14 @@ def test_a_sigmoid_at_the_end_belongs_to_the_loss(outputs: int, tmp_path: Path) 
 
 def test_an_autoencoder_may_end_in_a_sigmoid(tmp_path: Path) -> None:
     model = dense_network((20,), 20, "Sigmoid")
-    assert choice(model, tmp_path).loss == "mse"
-    graph = import_proto(model, "net")
+    with pytest.raises(ModelError, match=r"is this an autoencoder.*--loss mse"):
+        choice(model, tmp_path)
+    graph = import_proto(model, "net", "mse")
     assert [type(op) for op in graph.ops[-2:]] == [Lookup, FloatTensorOutput]
     x = np.random.default_rng(5).normal(size=(24, 20)).astype(np.float32)
     assert choice(model, tmp_path, x=x, y=x).loss == "mse"
+    with pytest.raises(ModelError, match=r"is this an autoencoder.*--loss mse"):
+        choice(model, tmp_path, x=x, y=np.arange(24) % 20)
     with pytest.raises(ModelError, match=r"targets of its size; .*leave the labels out"):
         choice(model, tmp_path, x=x, y=2 * x)
     for loss in ("cross-entropy", "binary"):
