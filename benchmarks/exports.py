@@ -19,17 +19,16 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-from numpy.typing import NDArray
 
 from codegen.firmware.bundle import Bundle
+from codegen.graph.ir import Loss
 from codegen.importer.model import import_model
 from codegen.quantization.calibration import uncoded
-from codegen.quantization.quantize import quantize, quantize_input
-from codegen.quantization.report import simulate
-from fleet.cli._output import console, table
+from fleet.cli._output import console, percent, table
 from fleet.firmware import compile_firmware
 from simulator.machines.measure import measure
 from tests.codegen.exported import MODELS
+from tests.codegen.int8_network import int8_outputs
 from tests.codegen.models.patterns import patterns
 from tests.codegen.onnxruntime_oracle import agreement, outputs, quantize_file
 
@@ -39,11 +38,12 @@ EXPORTS = (
     *("shufflenet_v2_dynamo", "ghostnet_script", "mobileone_dynamo", "convmixer_script"),
     *("resnet8_dynamo", "resnext_script", "ds_cnn_dynamo", "matchbox_script"),
     *("bc_resnet_dynamo", "temporal_script", "inertial_dynamo"),
-    *("convnext_dynamo", "sequence_script", "keras_pictures", "keras_signals"),
+    *("convnext_dynamo", "sequence_script", "gru_keywords_dynamo", "stacked_lstm_script"),
+    *("keras_pictures", "keras_signals", "keras_lstm"),
 )
 QUANTIZED = ("mobilenet_v3_script", "resnet8_dynamo", "ds_cnn_dynamo", "keras_pictures")
 SEEN, UNSEEN = 100, 300
-CLASSES = "cross-entropy"
+CLASSES: Loss = "cross-entropy"
 
 
 @dataclass(frozen=True)
@@ -62,15 +62,6 @@ class Figures:
     step_instructions: int
 
 
-def agreement_of(path: Path, seen: NDArray[np.float32], x: NDArray[np.float32]) -> float:
-    """Share of the samples ``x`` that get the class onnxruntime gives them."""
-    source = import_model(path, CLASSES)
-    graph = quantize(source, source.arrange(seen) if uncoded(source) else None)
-    codes = quantize_input(graph, np.moveaxis(source.arrange(x), 1, -1))
-    found = simulate(graph, codes)[graph.head.name]
-    return agreement(found, outputs(onnx.load(path), x))
-
-
 def figures(name: str, path: Path, form: str, board: str, folder: Path) -> Figures:
     """Compiles ``path`` and measures it."""
     source = import_model(path, CLASSES)
@@ -84,11 +75,12 @@ def figures(name: str, path: Path, form: str, board: str, folder: Path) -> Figur
     bundle: Bundle = compile_firmware(path, board, [], given, out, loss=CLASSES)
     plan = bundle.report.plans[-1]
     counted = measure(out, plan.name).instructions
+    expected = outputs(onnx.load(path), x)
     return Figures(
         name=name,
         form=form,
-        accuracy=float((outputs(onnx.load(path), x).argmax(axis=1) == y).mean()),
-        agreement=agreement_of(path, seen, x),
+        accuracy=float((expected.argmax(axis=1) == y).mean()),
+        agreement=agreement(int8_outputs(source, x, seen), expected),
         trained=plan.delta_values,
         sram_bytes=plan.sram_bytes.total,
         flash_bytes=bundle.report.flash_bytes.total,
@@ -109,8 +101,8 @@ def shown(results: Sequence[Figures]) -> list[list[object]]:
         [
             result.name,
             result.form,
-            f"{100 * result.accuracy:.1f} %",
-            f"{100 * result.agreement:.1f} %",
+            percent(result.accuracy),
+            percent(result.agreement),
             result.trained,
             result.sram_bytes,
             result.flash_bytes,

@@ -33,7 +33,6 @@ from codegen.firmware.bundle import (
     BoardInfo,
     Bundle,
     FlashInfo,
-    ImageSizes,
     LossInfo,
     Macs,
     ModelInfo,
@@ -46,8 +45,6 @@ from codegen.firmware.bundle import (
     TensorInfo,
     WeightsInfo,
     bundle_id,
-    check_budget,
-    measure_image,
     write_bundle,
 )
 from codegen.firmware.flash_fit import FlashPlan, link_where_it_fits
@@ -59,6 +56,7 @@ from codegen.firmware.flash_layout import (
     layout_defines,
     sample_log_needs,
 )
+from codegen.firmware.image_sizes import ImageSizes, check_budget, measure_image
 from codegen.firmware.model_digest import model_digest, sample_digest
 from codegen.firmware.toolchain import Toolchain, find_toolchain
 from codegen.graph.floats import LossChoice

@@ -10,26 +10,29 @@ import numpy as np
 from onnx import TensorProto, numpy_helper
 
 from codegen.importer.layers import (
-    average_pool,
     concat,
     conv,
     gemm,
-    global_average_pool,
-    global_max_pool,
     linear_classifier,
     linear_regressor,
     matmul,
-    max_pool,
     pad,
-    reduce_max,
-    reduce_mean,
 )
+from codegen.importer.nodes import Node
 from codegen.importer.normalization import (
     group_normalization,
     instance_normalization,
     layer_normalization,
 )
 from codegen.importer.pairs import expand, tile
+from codegen.importer.pools import (
+    average_pool,
+    global_average_pool,
+    global_max_pool,
+    max_pool,
+    reduce_max,
+    reduce_mean,
+)
 from codegen.importer.quantized import cast_codes, dequantize_linear, quantize_linear
 from codegen.importer.recurrent import gru, lstm
 from codegen.importer.scaling import (
@@ -44,15 +47,16 @@ from codegen.importer.scaling import (
     sum_of_all,
 )
 from codegen.importer.selections import gather, slice_, split
-from codegen.importer.state import (
-    ImportState,
-    Node,
-)
+from codegen.importer.state import ImportState
 from codegen.importer.upsampling import conv_transpose, resize
 from codegen.operators import OPERATORS
 from codegen.operators.base import Handler
 
 CONTROL_FLOW = ("If", "Loop", "Scan")
+_UNROLLED = (
+    "export without control flow (fix all sizes but the batch, name the dimensions that squeeze "
+    "removes)"
+)
 
 REMEDIES = {
     "ConvInteger": "quantize statically (quantize_static)",
@@ -74,12 +78,9 @@ REMEDIES = {
         "it is known in a LayerNormalization only: export that in one node (opset 17 or later)",
     ),
     "ArgMax": "end the network in the scores of its classes",
-    **dict.fromkeys(
-        CONTROL_FLOW,
-        "export without control flow (fix all sizes but the batch, name the dimensions that "
-        "squeeze removes; tf2onnx makes a Loop of Keras' GRU and one operator of its LSTM: use "
-        "that, or PyTorch's GRU)",
-    ),
+    **dict.fromkeys(CONTROL_FLOW, _UNROLLED),
+    "Loop": f"{_UNROLLED}; tf2onnx makes one of Keras' GRU, and one operator of its LSTM: use "
+    "that, or PyTorch's GRU",
 }  # fmt: skip
 
 
@@ -144,9 +145,7 @@ def _reshaped(state: ImportState, node: Node, sizes: Sequence[int]) -> list[int]
 def _axes(state: ImportState, node: Node, rank: int) -> list[int]:
     """Axes of Squeeze and Unsqueeze."""
     axes = state.constant(node, 1, "axes").astype(int).reshape(-1).tolist()
-    if any(not -rank <= axis < rank for axis in axes):
-        node.refuse(f"names axes {axes} of {rank}; the model is inconsistent, export it again")
-    return [axis % rank for axis in axes]
+    return [node.place(axis, rank) for axis in axes]
 
 
 def _squeeze(state: ImportState, node: Node) -> None:
@@ -239,7 +238,11 @@ _OWN: Mapping[str, Handler] = {
     "BatchNormalization": Handler(batch_normalization, _CONSTANTS, "training mode"),
     "Cast": Handler(_cast, "nothing", "casts of activations to integers", renames=True),
     "CastLike": Handler(_cast_like, "nothing", renames=True),
-    "Concat": Handler(concat, "Concat", "other axes than the channels; pictures of unlike size"),
+    "Concat": Handler(
+        concat,
+        "Concat of channels; of tensors of one shape also along a dimension of size 1",
+        "rows and columns; pictures of unlike size",
+    ),
     "Constant": Handler(_constant, "a constant", "sparse tensors and strings"),
     "Conv": Handler(
         conv,
@@ -323,7 +326,8 @@ _OWN: Mapping[str, Handler] = {
     ),
     "Pad": Handler(
         pad,
-        "the padding of what follows; channels may be last",
+        "the padding of the convolution or average pool that follows, else Rearrange; channels "
+        "may be last",
         "other values than 0; dimensions but height and width; negative pads",
     ),
     "QuantizeLinear": Handler(

@@ -35,12 +35,14 @@ from codegen.importer.handlers import (
     unsupported,
 )
 from codegen.importer.loss import Outputs, choose_loss
+from codegen.importer.nodes import Node
 from codegen.importer.normalization import find_normalizations
 from codegen.importer.outputs import Choice, choose_output
 from codegen.importer.passes import PASSES
 from codegen.importer.qoperator import to_qdq
 from codegen.importer.quantized import ON_CODES, follow_integers
-from codegen.importer.state import Affine, ImportState, Node, View
+from codegen.importer.state import Affine, ImportState
+from codegen.importer.views import View
 
 __all__ = ["OLDEST_OPSET", "SUPPORTED_OPERATORS", "import_model", "import_proto", "load_file"]
 

@@ -16,7 +16,9 @@ from onnx import numpy_helper
 
 from codegen.graph.floats import NO_CLAMP
 from codegen.importer.draft import DraftGraph
-from codegen.importer.state import Affine, Array, ImportState, Node, View, size_of
+from codegen.importer.nodes import Node
+from codegen.importer.state import Affine, Array, ImportState
+from codegen.importer.views import View, size_of
 from codegen.operators.layer_normalization import FloatLayerNormalization
 
 _OTHERWISE = (
@@ -30,15 +32,15 @@ def layer_normalization(state: ImportState, node: Node) -> None:
     view = state.view(node)
     rank = len(view.dims)
     if "axes" not in node.attributes:
-        first = int(node.attributes.get("axis", -1)) % rank
+        first = node.place(node.attributes.get("axis", -1), rank)
         places = tuple(range(first, rank))
         scale = state.constant(node, 1, "scale")
         bias = state.constant(node, 2, "bias") if node.input(2) else np.array(0.0)
         _normalize(state, node, view, places, scale, bias)
         return
-    axes = node.attributes["axes"]
-    places = tuple(range(2, rank)) if axes is None else tuple(axis % rank for axis in axes)
-    _normalize(state, node, view, tuple(sorted(places)), np.array(1.0), np.array(0.0))
+    axes = node.attributes["axes"] or range(2, rank)
+    places = tuple(sorted(node.place(axis, rank) for axis in axes))
+    _normalize(state, node, view, places, np.array(1.0), np.array(0.0))
 
 
 def group_normalization(state: ImportState, node: Node) -> None:
@@ -245,7 +247,8 @@ class _Spelled:
             return None if mean is None else mean._replace(sign=-mean.sign)
         if node.operator == "GlobalAveragePool":
             return _Mean(node.inputs[0], None, 1)
-        if node.operator != "ReduceMean":
+        # A mean without its dimensions would stand for others than those that it is of.
+        if node.operator != "ReduceMean" or not int(node.attributes.get("keepdims", 1)):
             return None
         axes = node.attributes.get("axes")
         if node.input(1):
@@ -311,13 +314,9 @@ class _Spelled:
         return [(first, second), (second, first)]
 
     def _maker(self, name: str) -> Node | None:
-        """What makes ``name``, a mean or a deviation, before reshapes.
-
-        These can only be reshaped into dimensions of size 1 along what they stand for, or they
-        wouldn't fit the tensor that they are of.
-        """
+        """What makes ``name``, a mean or a deviation, before it is cast."""
         node = self._makers.get(name)
-        while node is not None and node.operator in ("Cast", "Identity", "Reshape", "Unsqueeze"):
+        while node is not None and node.operator in ("Cast", "Identity"):
             node = self._makers.get(node.inputs[0])
         return node
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from codegen.errors import ModelError
 from codegen.importer.handlers import HANDLERS
-from codegen.importer.state import Node
+from codegen.importer.nodes import Node
 
 _DECISIONS = {
     "ArgMax",

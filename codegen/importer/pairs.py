@@ -5,16 +5,9 @@ from __future__ import annotations
 import dataclasses
 from typing import NamedTuple
 
-from codegen.importer.state import (
-    Axis,
-    Group,
-    ImportState,
-    Node,
-    Roles,
-    View,
-    axes_of,
-    size_of,
-)
+from codegen.importer.nodes import Node
+from codegen.importer.state import ImportState
+from codegen.importer.views import Axis, Group, Roles, View, axes_of, size_of
 from codegen.operators.add import FloatAdd
 from codegen.operators.expand import Expand
 from codegen.operators.product import FloatProduct

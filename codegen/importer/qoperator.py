@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 from onnx import helper
 
-from codegen.importer.state import ImportState, Node, read_node
+from codegen.importer.nodes import Node, read_node
+from codegen.importer.state import ImportState
 
 
 @dataclasses.dataclass(frozen=True)

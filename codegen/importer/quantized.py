@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 from codegen.arithmetic.layers import INT32_MAX
 from codegen.graph.floats import NO_CLAMP, Coding, StoredIntegers
 from codegen.graph.ir import Padding
-from codegen.importer.state import Array, ImportState, Integers, Node
+from codegen.importer.nodes import Node
+from codegen.importer.state import Array, ImportState, Integers
 from codegen.operators.requantize import FloatClamp
 
 

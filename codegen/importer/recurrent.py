@@ -6,14 +6,17 @@ A direction of a layer is a convolution, which makes W x + b of all gates, and t
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import NoReturn, TypeAlias
 
 import numpy as np
 
 from codegen.graph.floats import FloatConv, Values
 from codegen.importer.draft import DraftGraph
-from codegen.importer.state import Array, Axis, Group, ImportState, Node, Roles, View, axes_of
+from codegen.importer.nodes import Node
+from codegen.importer.state import Array, ImportState
+from codegen.importer.views import Axis, Group, Roles, View, axes_of
 from codegen.operators.concat import Concat
 from codegen.operators.gather import Gather
 from codegen.operators.gru import FloatGru
@@ -33,6 +36,10 @@ class _Weights:
     recurrent: Array
     input_bias: Array
     recurrent_bias: Array
+
+
+_Cell: TypeAlias = Callable[[str, str, _Weights], tuple[FloatRecurrence, Values]]
+"""Of its name, its input and its weights: the cell, and the bias of the convolution before it."""
 
 
 def gru(state: ImportState, node: Node) -> None:
@@ -67,7 +74,7 @@ def lstm(state: ImportState, node: Node) -> None:
     _recurrent(state, node, cell)
 
 
-def _recurrent(state: ImportState, node: Node, cell: Any) -> None:
+def _recurrent(state: ImportState, node: Node, cell: _Cell) -> None:
     _check_attributes(node)
     view = state.view(node)
     if len(view.dims) != 3 or view.dims[1] != ():
@@ -161,7 +168,7 @@ def _weights(state: ImportState, node: Node, features: int) -> list[_Weights]:
 
 
 def _append(
-    state: ImportState, node: Node, view: View, weights: _Weights, cell: Any, *, reverse: bool
+    state: ImportState, node: Node, view: View, weights: _Weights, cell: _Cell, *, reverse: bool
 ) -> View:
     """Adds one direction; returns its states (steps, 1, units), the first step's first."""
     time, _, features = view.dims

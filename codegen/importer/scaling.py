@@ -6,8 +6,10 @@ import dataclasses
 
 import numpy as np
 
+from codegen.importer.nodes import Node
 from codegen.importer.pairs import product_of_two, sum_of_two
-from codegen.importer.state import Affine, Array, Group, ImportState, Node, View, size_of
+from codegen.importer.state import Affine, Array, ImportState
+from codegen.importer.views import Group, View, size_of
 from codegen.operators.functions import X
 from codegen.operators.lookup import append_function
 

@@ -6,7 +6,9 @@ import dataclasses
 import itertools
 from collections.abc import Sequence
 
-from codegen.importer.state import ImportState, Node, View
+from codegen.importer.nodes import Node
+from codegen.importer.state import ImportState
+from codegen.importer.views import View
 
 
 def gather(state: ImportState, node: Node) -> None:
@@ -15,7 +17,7 @@ def gather(state: ImportState, node: Node) -> None:
     view = state.view(node)
     sizes = list(view.sizes)
     index = state.constant(node, 1, "indices").astype(int)
-    axis = _axis(node, int(node.attributes.get("axis", 0)), len(sizes))
+    axis = node.place(node.attributes.get("axis", 0), len(sizes))
     chosen = index.reshape(-1).tolist()
     if any(not -sizes[axis] <= entry < sizes[axis] for entry in chosen):
         node.refuse(
@@ -48,7 +50,7 @@ def slice_(state: ImportState, node: Node) -> None:
             "model is inconsistent, export it again"
         )
     for start, end, axis, step in zip(starts, ends, axes, steps, strict=True):
-        place = _axis(node, axis, rank)
+        place = node.place(axis, rank)
         view = state.take(node, view, place, _range(start, end, step, view.sizes[place]))
     state.views[node.outputs[0]] = view
 
@@ -64,7 +66,7 @@ def _range(start: float, end: float, step: int, size: int) -> range:
 def split(state: ImportState, node: Node) -> None:
     """Split into parts of given sizes, or of equal ones."""
     view = state.view(node)
-    axis = _axis(node, int(node.attributes.get("axis", 0)), len(view.dims))
+    axis = node.place(node.attributes.get("axis", 0), len(view.dims))
     size, count = view.sizes[axis], len(node.outputs)
     if node.input(1):
         parts = state.constant(node, 1, "split").astype(int).reshape(-1).tolist()
@@ -82,9 +84,3 @@ def split(state: ImportState, node: Node) -> None:
 
 def _choose(state: ImportState, node: Node, view: View, place: int, indices: Sequence[int]) -> None:
     state.views[node.outputs[0]] = state.take(node, view, place, indices)
-
-
-def _axis(node: Node, axis: int, rank: int) -> int:
-    if not -rank <= axis < rank:
-        node.refuse(f"attribute axis = {axis} of {rank}; the model is inconsistent")
-    return axis % rank

@@ -10,9 +10,8 @@ the first operation that needs to know.
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Sequence
-from typing import Any, Literal, NoReturn, TypeAlias
+from typing import Any, NoReturn
 
 import numpy as np
 import onnx
@@ -26,43 +25,29 @@ from codegen.graph.floats import (
     FloatConv,
     FloatOp,
     SampleLayout,
-    window_output_shape,
 )
 from codegen.graph.ir import Padding, Unary
 from codegen.graph.names import identifier
+from codegen.importer.nodes import Node, named_nodes
+from codegen.importer.views import (
+    Axis,
+    Group,
+    Roles,
+    View,
+    axes_of,
+    channels_last_dims,
+    picture_dims,
+    picture_roles,
+    size_of,
+)
 from codegen.operators import operator_of
-from codegen.operators.average_pool import AveragePool
 from codegen.operators.base import Copying
 from codegen.operators.gather import Gather, PictureAxis
+from codegen.operators.rearrange import LARGEST, Rearrange, by_axis
 
 Array = NDArray[np.float64]
 
 _INPUT_TYPES = (onnx.TensorProto.FLOAT, onnx.TensorProto.INT8, onnx.TensorProto.UINT8)
-
-
-@dataclasses.dataclass(frozen=True)
-class Node:
-    """A node of the file with its attributes decoded; '' stands for an input left out."""
-
-    name: str
-    operator: str
-    inputs: tuple[str, ...]
-    outputs: tuple[str, ...]
-    attributes: dict[str, Any]
-    proto: onnx.NodeProto
-
-    def input(self, index: int) -> str:
-        """Name of input ``index``, '' where there is none."""
-        return self.inputs[index] if index < len(self.inputs) else ""
-
-    @property
-    def is_foreign(self) -> bool:
-        """Whether the operator is none of ONNX's own."""
-        return "." in self.operator
-
-    def refuse(self, reason: str) -> NoReturn:
-        """Raises ModelError with the node's name, its operator and ``reason``."""
-        raise ModelError(f"node '{self.name}' ({self.operator}): {reason}")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -96,17 +81,6 @@ class DilatedConv(FloatConv):
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Axis:
-    """One axis of a tensor, compared by identity; axes of size 1 are left out everywhere."""
-
-    size: int
-
-
-Group: TypeAlias = tuple[Axis, ...]
-"""Axes that make one dimension together, the last one fastest; () is a dimension of size 1."""
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
 class Affine(Unary):
     """gain · x + shift, where x < 0 below · x + shift: never survives the importer's passes.
 
@@ -123,45 +97,6 @@ class Affine(Unary):
     def is_per_channel(self) -> bool:
         """For passes: whether it is one affine function for each channel."""
         return self.below is None and self.gain.shape[1:] == self.shift.shape[1:] == (1, 1)
-
-
-def size_of(group: Group) -> int:
-    """Elements along a dimension."""
-    return math.prod(axis.size for axis in group)
-
-
-@dataclasses.dataclass(frozen=True)
-class View:
-    """An ONNX tensor: dimensions over the axes of a tensor of the float graph."""
-
-    tensor: str
-    dims: tuple[Group, ...]
-    padding: Padding = dataclasses.field(default_factory=Padding)
-    after: Literal["", "Softmax", "Sigmoid"] = ""
-
-    @property
-    def sizes(self) -> tuple[int, ...]:
-        """Its shape without regard to padding."""
-        return tuple(size_of(group) for group in self.dims)
-
-
-@dataclasses.dataclass(frozen=True)
-class Roles:
-    """Which axes of a tensor are its channels, height and width."""
-
-    channels: Group
-    height: Group
-    width: Group
-
-    @property
-    def shape(self) -> ChannelsFirst:
-        """(channels, height, width)."""
-        return size_of(self.channels), size_of(self.height), size_of(self.width)
-
-
-def axes_of(size: int) -> Group:
-    """A dimension of ``size`` as axes of its own."""
-    return (Axis(size),) if size > 1 else ()
 
 
 class ImportState:
@@ -244,14 +179,10 @@ class ImportState:
         if view.padding == Padding():
             return view
         pad, roles = view.padding, self._roles[view.tensor]
-        window = (1, 1)
-        name = self.unique(f"{view.tensor}_padded")
-        op = AveragePool(name, view.tensor, name, window, window, pad, pad)
-        height, width = window_output_shape(window, window, pad, roles.shape[1:])
-        grown = Roles(roles.channels, axes_of(height), axes_of(width))
-        self.add(op, grown)
-        if view.tensor in self.codings:
-            self.codings[name] = self.codings[view.tensor]
+        _, height, width = roles.shape
+        rows = range(-pad.top, height + pad.bottom)
+        columns = range(-pad.left, width + pad.right)
+        name, grown = self.take_pixels(node, view, f"{view.tensor}_padded", rows, columns)
         rank = len(view.dims)
         order = next(
             (o for o in (picture_dims, channels_last_dims) if o(roles, rank) == view.dims), None
@@ -309,9 +240,9 @@ class ImportState:
                 "(batch, channels, length) and (batch, channels, height, width)"
             )
         if view.tensor not in self._roles and dims[0] == ():
-            self._settle_input(_picture(dims))
+            self._settle_input(picture_roles(dims))
         view = self.in_order(node, index, view)
-        wanted = _picture(view.dims)
+        wanted = picture_roles(view.dims)
         if dims[0] != () or self._roles[view.tensor] != wanted:
             self._refuse_mixed(node, node.input(index))
         return view, wanted
@@ -380,6 +311,21 @@ class ImportState:
         self.add(op, dataclasses.replace(roles, **{side: (*before, *made, *after)}))
         dims = (*view.dims[:place], made, *view.dims[place + 1 :])
         return dataclasses.replace(view, tensor=name, dims=dims)
+
+    def take_pixels(
+        self, node: Node, view: View, name: str, rows: Sequence[int], columns: Sequence[int]
+    ) -> tuple[str, Roles]:
+        """A tensor like ``name`` of these rows and columns of ``view``, a picture, and its axes;
+        zeros where that has no such pixel."""
+        if max(len(rows), len(columns)) > LARGEST:
+            node.refuse(
+                f"makes {len(rows)} by {len(columns)} pixels; at most {LARGEST:,} rows and columns "
+                "are supported, use a smaller picture"
+            )
+        name = self.unique(name)
+        made = Roles(self._roles[view.tensor].channels, axes_of(len(rows)), axes_of(len(columns)))
+        self.add(Rearrange(name, view.tensor, name, *by_axis(rows, columns)), made)
+        return name, made
 
     def roles(self, node: Node, view: View, *, channels_last: bool = False) -> Roles:
         """The axes of the view's tensor; settles the input's as its dimensions stand, or with the
@@ -547,47 +493,3 @@ def _laid_out(values: Array, axes: Group, roles: Roles) -> Array:
     table = table.reshape([axis.size if axis in axes else 1 for axis in every])
     table = np.broadcast_to(table, [axis.size for axis in every])
     return table.reshape([size_of(side) for side in sides])
-
-
-def _picture(dims: tuple[Group, ...]) -> Roles:
-    """Dimensions (batch, channels, [height,] [width]) as what they are."""
-    return Roles(dims[1], dims[2] if len(dims) == 4 else (), dims[-1] if len(dims) > 2 else ())
-
-
-def picture_dims(roles: Roles, rank: int) -> tuple[Group, ...]:
-    """Dimensions (batch, channels, ...) of a picture: rank 3 has no height, rank 2 no width."""
-    if rank == 4:
-        return (), roles.channels, roles.height, roles.width
-    return ((), roles.channels, roles.width) if rank == 3 else ((), roles.channels)
-
-
-def channels_last_dims(roles: Roles, rank: int) -> tuple[Group, ...]:
-    """The same with the channels behind."""
-    batch, channels, *sides = picture_dims(roles, rank)
-    return (batch, *sides, channels)
-
-
-def named_nodes(graph: onnx.GraphProto) -> list[Node]:
-    """All nodes, each with a name: its own, or one made of operator and place."""
-    nodes = []
-    for index, proto in enumerate(graph.node):
-        # onnxruntime's option UseQDQContribOps writes its own QuantizeLinear, which is the same.
-        same = proto.domain == "com.microsoft" and proto.op_type in (
-            "QuantizeLinear",
-            "DequantizeLinear",
-        )
-        domain = "" if proto.domain in ("", "ai.onnx") or same else f"{proto.domain}."
-        name = proto.name or f"{proto.op_type.lower()}_{index}"
-        nodes.append(read_node(proto, name, domain + proto.op_type))
-    return nodes
-
-
-def read_node(proto: onnx.NodeProto, name: str, operator: str) -> Node:
-    """The node of the file under a name of its own."""
-    attributes = {entry.name: _attribute(entry) for entry in proto.attribute}
-    return Node(name, operator, tuple(proto.input), tuple(proto.output), attributes, proto)
-
-
-def _attribute(entry: onnx.AttributeProto) -> Any:
-    value = onnx.helper.get_attribute_value(entry)
-    return value.decode(errors="replace") if isinstance(value, bytes) else value

@@ -10,34 +10,11 @@ from numpy.typing import NDArray
 
 from codegen.graph.ir import Padding
 from codegen.importer.layers import append_conv, dilation_of, pair, spatial_rank
+from codegen.importer.nodes import Node
 from codegen.importer.quantized import stored_integers
-from codegen.importer.state import (
-    DilatedConv,
-    ImportState,
-    Node,
-    Roles,
-    View,
-    axes_of,
-    picture_dims,
-)
-from codegen.operators.rearrange import LARGEST, OUTSIDE, Rearrange, by_axis
-
-
-def _rearranged(
-    state: ImportState, node: Node, view: View, rows: list[int], columns: list[int]
-) -> tuple[str, Roles]:
-    """A tensor of these rows and columns of ``view``, a picture, and its axes."""
-    if max(len(rows), len(columns)) > LARGEST:
-        node.refuse(
-            f"makes {len(rows)} by {len(columns)} pixels; at most {LARGEST:,} rows and columns "
-            "are supported, use a smaller picture"
-        )
-    name = state.unique(f"{node.name}_pixels")
-    op = Rearrange(name, view.tensor, name, *by_axis(rows, columns))
-    made = Roles(state.roles_of(view.tensor).channels, axes_of(len(rows)), axes_of(len(columns)))
-    state.add(op, made)
-    return name, made
-
+from codegen.importer.state import DilatedConv, ImportState
+from codegen.importer.views import Roles, View, picture_dims
+from codegen.operators.rearrange import OUTSIDE
 
 # ConvTranspose: zeros between the pixels, then a convolution with the taps in reverse.
 
@@ -91,7 +68,7 @@ def conv_transpose(state: ImportState, node: Node) -> None:
         lines.append([i // step if i % step == 0 else OUTSIDE for i in range(first, end)])
         pads.append((max(0, before), max(0, wanted + extent - 1 - before - end)))
     (top, bottom), (left, right) = pads
-    tensor, wide = _rearranged(state, node, view, *lines)
+    tensor, wide = state.take_pixels(node, view, f"{node.name}_pixels", *lines)
     op = dataclasses.replace(
         op, input=tensor, output=op.name, padding=Padding(top, left, bottom, right)
     )
@@ -161,7 +138,8 @@ def resize(state: ImportState, node: Node) -> None:
         _interpolate(state, node, view, roles, lengths)
         return
     axes = zip(size[1:], lengths, factors[1:], strict=True)
-    tensor, made = _rearranged(state, node, view, *(_nearest(node, *axis) for axis in axes))
+    rows, columns = (_nearest(node, *axis) for axis in axes)
+    tensor, made = state.take_pixels(node, view, f"{node.name}_pixels", rows, columns)
     state.views[node.outputs[0]] = View(tensor, picture_dims(made, rank))
 
 
@@ -202,7 +180,7 @@ def _interpolate(
         )
         pads.append((max(-first, 0), 0))
     rank = len(view.dims)
-    tensor, wide = _rearranged(state, node, view, *lines)
+    tensor, wide = state.take_pixels(node, view, f"{node.name}_pixels", *lines)
     name = state.unique(node.name)
     weight = np.broadcast_to(np.outer(*taps), (channels, 1, len(taps[0]), len(taps[1])))
     op = DilatedConv(
@@ -215,7 +193,7 @@ def _interpolate(
 def _factors(state: ImportState, node: Node, rank: int) -> tuple[list[float], list[int]]:
     """Scales, or sizes, of channels, rows and columns."""
     named = node.attributes.get("axes")
-    axes = [int(axis) % rank for axis in named] if named is not None else list(range(rank))
+    axes = [node.place(axis, rank) for axis in named] if named is not None else list(range(rank))
     scales, sizes = [1.0] * rank, list(state.view(node).sizes)
     by_size = bool(node.input(3))
     given = state.constant(node, 3 if by_size else 2, "sizes" if by_size else "scales").reshape(-1)

@@ -22,7 +22,8 @@ from codegen.graph.ir import INT8_MAX, INT8_MIN, Graph, Operation, inputs_of
 if TYPE_CHECKING:  # stages above, which pass themselves in
     from codegen.emit.plan import StepWriter
     from codegen.export.integer_model import Layer, ModelWriter
-    from codegen.importer.state import ImportState, Node
+    from codegen.importer.nodes import Node
+    from codegen.importer.state import ImportState
     from codegen.program.step_builder import StepBuilder
     from codegen.program.steps import Step
     from codegen.quantization.quantize import Assembly

@@ -21,7 +21,8 @@ from codegen.operators.functions import Function, X, evaluated
 if TYPE_CHECKING:
     from codegen.emit.plan import StepWriter
     from codegen.export.integer_model import Layer, ModelWriter
-    from codegen.importer.state import ImportState, Node
+    from codegen.importer.nodes import Node
+    from codegen.importer.state import ImportState
     from codegen.program.step_builder import StepBuilder
     from codegen.program.steps import Step
     from codegen.reference.interpreter import Interpreter
@@ -95,6 +96,8 @@ def _hard_sigmoid(node: Node) -> Function:
 
 def _celu(node: Node) -> Function:
     alpha = _number(node, "alpha", 1.0)
+    if alpha <= 0:
+        node.refuse(f"attribute alpha = {alpha:g}; only numbers above 0 are supported, as 1")
     return ("affine", ("elu", ("affine", X, 1 / alpha, 0.0), 1.0), alpha, 0.0)
 
 
@@ -128,7 +131,7 @@ def _power(state: ImportState, node: Node) -> None:
 
 _HANDLERS: Mapping[str, Handler] = {
     "Abs": _of(lambda node: ("leaky", X, -1.0), "exact to one rounding"),
-    "Celu": _of(_celu, "exact to one rounding"),
+    "Celu": _of(_celu, "exact to one rounding", "an alpha of 0 or less"),
     "Elu": _of(lambda node: ("elu", X, _number(node, "alpha", 1.0)), "exact to one rounding"),
     "Erf": _of(lambda node: ("erf", X), "one with what follows, as in GELU"),
     "Gelu": _of(_gelu, "exact to one rounding, either form"),

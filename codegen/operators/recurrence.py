@@ -2,7 +2,7 @@
 
 What a cell makes of its input alone, W x + b of all gates, is a 1x1 convolution before it and
 trained as one. What is left has no weights that a plan could name: the recurrent ones are constants
-(docs/design/recurrence.md).
+(docs/design/recurrent.md).
 """
 
 from __future__ import annotations

@@ -17,7 +17,8 @@ from codegen.operators.base import Handler, Linear, activated
 
 if TYPE_CHECKING:
     from codegen.export.integer_model import Layer, ModelWriter
-    from codegen.importer.state import ImportState, Node
+    from codegen.importer.nodes import Node
+    from codegen.importer.state import ImportState
     from codegen.quantization.quantize import Assembly
 
 

@@ -18,6 +18,8 @@ from codegen.program.plans import Plan, PlanSpec, State, resolve
 
 FRONT_POINTS = 8
 FRONT_COSTED = 60
+CHOSEN = "best"
+"""What the plan that wins is called in the end."""
 HIGHEST_SUM = "highest-sum"
 HEAD_ONLY = "head-only"
 BIASES_ONLY = "biases-only"
@@ -56,7 +58,7 @@ def given_plans(
 
     Raises PlanError for a plan that isn't one of ``graph``.
     """
-    names = {*taken, "best"}
+    names = {*taken, CHOSEN}
     for spec in specs:
         changes = {"name": _free(spec.name, names)}
         if "state" not in spec.model_fields_set or spec.state == "auto":

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from codegen.firmware.memory_picture import render
 from codegen.plan_search.contributions import Contributions
-from codegen.plan_search.planning import PlanningResult
+from codegen.plan_search.proposals import PlanningResult
 
 KIB = 1024
 

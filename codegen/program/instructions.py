@@ -166,7 +166,8 @@ def instructions_of(program: Program, step: Step) -> float:
 def estimated_instructions(program: Program) -> int:
     """Instructions of one training step of ``program`` on one sample.
 
-    Within 3 % of what is counted for MCUNet, within 5 % for networks of wide kernels, pools and
-    gates, and within 10 % for the digits, whose pictures of 8 by 8 leave much to the calls.
+    Within 3 % of what is counted for MCUNet, within 5 % for networks of wide kernels, pools, gates
+    and recurrent cells, and within 10 % for the digits, whose pictures of 8 by 8 leave much to the
+    calls.
     """
     return round(sum(instructions_of(program, step) for step in program.steps))

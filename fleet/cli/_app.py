@@ -259,7 +259,7 @@ def plan_command(
     """Find the update plans that learn most from your samples within a board's limits."""
     from codegen.plan_search.costs import Round
     from codegen.plan_search.finals import Finals
-    from codegen.plan_search.planning import Settings
+    from codegen.plan_search.proposals import Settings
     from codegen.plan_search.race import Rules
     from codegen.plan_search.training import Schedule
     from codegen.program.plans import load_plan

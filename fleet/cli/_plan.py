@@ -17,14 +17,16 @@ from codegen.firmware.toolchain import find_toolchain
 from codegen.graph.ir import Loss
 from codegen.importer.model import import_model
 from codegen.plan_search import pictures
-from codegen.plan_search.planning import CHOSEN, PlanningResult, Proposal, Settings, find_plans
+from codegen.plan_search.finalists import CHOSEN
+from codegen.plan_search.planning import find_plans
 from codegen.plan_search.proof import Bench
+from codegen.plan_search.proposals import PlanningResult, Proposal, Settings
 from codegen.plan_search.race import Difference
 from codegen.plan_search.samples import load_samples
 from codegen.quantization.calibration import uncoded
 from codegen.quantization.model import QuantizationOptions, quantize_model
 from fleet.cli._errors import CommandError
-from fleet.cli._output import console, print_json, readable, table
+from fleet.cli._output import console, percent, print_json, readable, table
 from fleet.cli._progress import stage_bars
 from fleet.protocol.delta_coding import encode
 from simulator.machines.measure import measure
@@ -171,7 +173,7 @@ def _show_race(result: PlanningResult) -> None:
             item.name,
             len(item.standing.outcomes),
             item.standing.mean_loss,
-            f"{100 * item.standing.hits:.1f} %",
+            percent(item.standing.hits),
             _between(item.standing.loss, rules.error, 1.0, ".3f"),
             _between(item.standing.right, rules.error, 100.0, ".1f"),
             _remark(item, result, names),

@@ -1,6 +1,8 @@
 """Small random networks with every operation, for tests that compare implementations."""
 
 import dataclasses
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Literal
 
 import numpy as np
@@ -175,13 +177,20 @@ class _Network:
         op = FloatScaling(name, self.last, f"{name}.y", gain, shift, below, clamp)
         self._append(op, shape)
 
-    def normalize(self, name: str, draw: np.random.Generator) -> None:
+    @contextmanager
+    def aside(self, *seed: int) -> Iterator[None]:
+        """Draws from a generator of its own, so that the rest of the graph stays as it is."""
+        rng, self.rng = self.rng, np.random.default_rng(seed)
+        yield
+        self.rng = rng
+
+    def normalize(self, name: str) -> None:
         """Pixels by themselves, or the whole picture."""
         channels, height, width = shape = self.shapes[self.last]
-        count = channels if draw.random() < 0.7 else channels * height * width
-        gain, shift = draw.normal(1, 0.5, count), draw.normal(0, 0.3, count)
-        clamp = RELU6 if draw.random() < 0.4 else Clamp()
-        epsilon = float(draw.choice([1e-6, 1e-3]))
+        count = channels if self.rng.random() < 0.7 else channels * height * width
+        gain, shift = self.rng.normal(1, 0.5, count), self.rng.normal(0, 0.3, count)
+        clamp = RELU6 if self.rng.random() < 0.4 else Clamp()
+        epsilon = float(self.rng.choice([1e-6, 1e-3]))
         op = FloatLayerNormalization(name, self.last, f"{name}.y", gain, shift, epsilon, clamp)
         self._append(op, shape)
 
@@ -213,13 +222,12 @@ class _Network:
 
     def attend(self, name: str) -> None:
         """The last tensor times a gate that its pixels' largest channels make."""
-        large, state = self.last, self.rng.bit_generator.state
+        large = self.last
         shape = self.shapes[large]
         self._append(ChannelMax(f"{name}.most", large, f"{name}.most.y"), (1, *shape[1:]))
         self.conv(f"{name}.look", 1, 1, clamp=Clamp())
         self.function(f"{name}.bend", ("sigmoid", X))
         self.product(name, large)
-        self.rng.bit_generator.state = state  # the rest of the graph stays as it is
 
     def pool(self, name: str, largest: bool) -> None:
         channels, *size = self.shapes[self.last]
@@ -357,9 +365,9 @@ def random_gated_graph(seed: int) -> tuple[Graph, np.ndarray]:
     network.conv("own", int(rng.integers(3, 7)), 1)
     network.concat("both", fork)
     network.choice("shuffled", "channels")
-    # Of a generator of its own, so that the rest of the graph stays as it is.
-    network.normalize("normed", np.random.default_rng([seed, 5]))
-    network.attend("attended")
+    with network.aside(seed, 5):
+        network.normalize("normed")
+        network.attend("attended")
     network.choice("crop", "height" if rng.random() < 0.5 else "width")
     network.scaling("bent")
     network.gate("excite")

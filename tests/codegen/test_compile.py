@@ -21,10 +21,10 @@ from codegen.firmware.bundle import (
     bundle_id,
     canonical_json,
     load_bundle,
-    measure_image,
     write_bundle,
 )
 from codegen.firmware.host_engine import HostEngine
+from codegen.firmware.image_sizes import measure_image
 from codegen.firmware.toolchain import find_toolchain
 from codegen.importer.model import import_model
 from codegen.plan_search.nearest import suggestion

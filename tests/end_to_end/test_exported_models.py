@@ -14,11 +14,12 @@ from tests.end_to_end.engines import assert_trains_to_the_same_bits, toolchain_o
 
 USUAL = ["fire_dynamo", "inertial_script", "autoencoder_dynamo", "ds_cnn_flat_script",
          "preactivation_dynamo", "temporal_script", "shufflenet_dynamo",
-         "autoencoder_upsampling_dynamo", "mobilenet_v3_script", "keras_pictures"]  # fmt: skip
+         "autoencoder_upsampling_dynamo", "mobilenet_v3_script", "keras_pictures",
+         "gru_keywords_dynamo"]  # fmt: skip
 OTHERS = ["efficientnet_script", "shufflenet_v2_dynamo", "matchbox_script", "bc_resnet_dynamo",
           "ds_cnn_script", "resnet8_dynamo", "convmixer_script", "ghostnet_dynamo",
-          "mobileone_dynamo", "convnext_dynamo", "sequence_script", "keras_signals",
-          "sklearn_digits"]  # fmt: skip
+          "mobileone_dynamo", "convnext_dynamo", "sequence_script", "stacked_lstm_script",
+          "both_directions_dynamo", "keras_signals", "keras_lstm", "sklearn_digits"]  # fmt: skip
 QUANTIZED = ["mobilenet_v3_dynamo", "keras_pictures"]
 
 

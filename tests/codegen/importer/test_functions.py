@@ -148,6 +148,8 @@ def test_what_else_reads_a_part_of_an_activation_still_can() -> None:
     ("line", "message"),
     [
         (("Pow", ["y", "half"], "a", {}), r"'Pow_a' \(Pow\): raises to another power than 2 or 3"),
+        (("Celu", ["y"], "a", {"alpha": 0.0}), r"'Celu_a' \(Celu\): attribute alpha = 0"),
+        (("Celu", ["y"], "a", {"alpha": -1.0}), r"'Celu_a' \(Celu\): attribute alpha = -1"),
         (("PRelu", ["y", "w"], "a", {}), r"'PRelu_a' \(PRelu\): combines .*size 1"),
     ],
 )

@@ -289,6 +289,11 @@ CONV = helper.make_node("Conv", ["x", "w"], ["y"], "conv")
                     "w2": normal(4, 10, 1, 1)}, "q", 4), "^node 'mix'.*mixes .* node 'shuffled'"),
         (with_head([CONV, helper.make_node("Pad", ["y", "p"], ["r"], "widen")],
                    {"w": W, "p": np.array([0, 0, 0, 0, 0, 4, 0, 0])}, "r", 8), "'widen'.*1x1 Conv"),
+        (with_head([CONV, helper.make_node("Pad", ["y", "p", "", "a"], ["r"], "widen")],
+                   {"w": W, "p": np.array([1, 1]), "a": np.array([4])}, "r", 4, opset=18),
+         "'widen'.*axis 4 of 4"),
+        (with_head([CONV, helper.make_node("ReduceMean", ["y"], ["r"], "squash")], {"w": W}, "r",
+                   4), "'squash'.*the batch as well; name height and width"),
         (with_head([CONV, helper.make_node("Clip", ["y", "one"], ["r"], "high")],
                    {"w": W, "one": np.array(1, np.float32)}, "r", 4), "'high'.*must hold 0"),
         (with_head([CONV, helper.make_node("ReduceSum", ["y"], ["r"], "sum")], {"w": W}, "r", 4),
@@ -324,31 +329,6 @@ def test_what_normalizes_the_input_along_another_dimension_is_taken() -> None:
 def test_a_pool_with_dilations_can_be_replaced_as_the_message_says() -> None:
     pool = helper.make_node("MaxPool", ["x"], ["y"], "wide", kernel_shape=[3, 3])
     assert_equals_onnxruntime(with_head([pool], {}, "y", 3))
-
-
-@pytest.mark.parametrize(
-    ("shape", "pads", "order", "weight"),
-    [
-        ((9, 3), [0, 4, 0, 0, 0, 0], [0, 2, 1], (4, 3, 3)),
-        ((7, 6, 3), [0, 0, 1, 0, 0, 1, 2, 0], [0, 3, 1, 2], (4, 3, 3, 3)),
-    ],
-    ids=["causal", "picture"],
-)
-def test_zeros_around_a_picture_whose_channels_lie_last_are_its_convolutions_own(
-    shape: tuple[int, ...], pads: list[int], order: list[int], weight: tuple[int, ...]
-) -> None:
-    # As tf2onnx writes the Pad of full-integer models, and ZeroPadding and causal layers of others.
-    nodes = [
-        helper.make_node("Pad", ["x", "p"], ["padded"], "pad"),
-        helper.make_node("Transpose", ["padded"], ["turned"], "turn", perm=order),
-        helper.make_node("Conv", ["turned", "w"], ["y"], "conv"),
-    ]
-    constants = {"p": np.array(pads), "w": normal(*weight)}
-    proto = with_head(nodes, constants, "y", 4, shape=("n", *shape))
-    graph, x = import_proto(proto), normal(5, *shape, seed=42)
-    assert isinstance(graph.ops[0], FloatConv)
-    got = evaluate(graph, graph.arrange(x))[graph.head.output]
-    np.testing.assert_allclose(got, onnxruntime_oracle.run(proto, x)[0], atol=1e-4)
 
 
 def test_a_transpose_that_stands_in_the_way_can_be_left_out_as_the_message_says() -> None:

@@ -7,16 +7,17 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from onnx import helper
 
 from codegen.errors import ModelError
 from codegen.graph.floats import FloatGraph
 from codegen.importer.model import import_model, import_proto
 from codegen.operators.execution import evaluate
 from codegen.operators.layer_normalization import FloatLayerNormalization
-from codegen.quantization.quantize import quantize, quantize_input
-from codegen.quantization.report import simulate
+from codegen.quantization.calibration import uncoded
 from tests.codegen.importer.test_model import Constants, model, normal, with_head
 from tests.codegen.importer.test_selections import conv, ints, node
+from tests.codegen.int8_network import int8_outputs
 from tests.codegen.onnxruntime_oracle import agreement, outputs, quantize_file
 
 Nodes = list[onnx.NodeProto]
@@ -92,10 +93,7 @@ def assert_agrees(proto: onnx.ModelProto) -> FloatGraph:
     expected = outputs(proto, x)
     found = evaluate(graph, graph.arrange(x))[graph.head.output]
     np.testing.assert_allclose(found, expected, atol=1e-4)
-    samples = graph.arrange(x)
-    device = quantize(graph, samples)
-    codes = quantize_input(device, samples.transpose(0, 2, 3, 1))
-    assert agreement(simulate(device, codes)[device.head.name], expected) >= 0.95
+    assert agreement(int8_outputs(graph, x), expected) >= 0.95
     return graph
 
 
@@ -179,6 +177,14 @@ def test_rows_of_one_channel_are_refused_by_name_and_their_channels_are_not() ->
     assert_agrees(with_head([stem, *nodes], weights, "n", 6))
 
 
+def test_a_dimension_that_is_not_there_is_refused() -> None:
+    stem, weights = conv("x", "y", 3, 6)
+    weights |= {"gain": normal(6), "bias": normal(6)}
+    normal_of_5 = node("LayerNormalization", "y gain bias", "n", axis=5)
+    with pytest.raises(ModelError, match=r"'n' \(LayerNormalization\): names axis 5 of 4"):
+        import_proto(with_head([stem, normal_of_5], weights, "n", 6))
+
+
 def test_what_is_less_the_mean_of_another_tensor_is_no_normalization() -> None:
     nodes, constants = spelled("torch", 1)
     nodes[0] = node("ReduceMean", "other", "m", axes=[1])
@@ -187,6 +193,22 @@ def test_what_is_less_the_mean_of_another_tensor_is_no_normalization() -> None:
     proto = with_head([stem, other, *nodes], constants | weights | more, "n", 6)
     with pytest.raises(ModelError, match=r"node .*; "):
         import_proto(proto)
+
+
+@pytest.mark.parametrize("place", [0, 3])
+def test_a_mean_without_its_dimension_is_that_of_other_entries(place: int) -> None:
+    """Of 6 times 6 entries it can be taken from others than it is of."""
+    nodes, constants = spelled("torch", -1)
+    before = node("MatMul", "x w", "y")
+    ends = [
+        node("ReduceMean", "n", "mean", axes=[1], keepdims=0),
+        node("Gemm", "mean hw", "logits"),
+    ]
+    weights = constants | {"w": normal(4, 6), "hw": normal(6, 4)}
+    assert_agrees(model([before, *nodes, *ends], weights, shape=(1, 6, 4)))
+    nodes[place].attribute.append(helper.make_attribute("keepdims", 0))
+    with pytest.raises(ModelError, match=r"node .*; "):
+        import_proto(model([before, *nodes, *ends], weights, shape=(1, 6, 4)))
 
 
 def test_a_quantized_normalization_keeps_its_codes(tmp_path: Path) -> None:
@@ -200,10 +222,8 @@ def test_a_quantized_normalization_keeps_its_codes(tmp_path: Path) -> None:
         import_model(many, loss="cross-entropy")
     graph = import_model(one, loss="cross-entropy")
     assert len(normalizations(graph)) == 1
-    device = quantize(graph, None)
-    codes = quantize_input(device, graph.arrange(x).transpose(0, 2, 3, 1))
-    expected = outputs(onnx.load(one), x)
-    assert agreement(simulate(device, codes)[device.head.name], expected) >= 0.98
+    assert not uncoded(graph)
+    assert agreement(int8_outputs(graph, x), outputs(onnx.load(one), x)) >= 0.98
 
 
 def test_a_normalization_that_leads_to_one_of_two_layers_stays_as_it_is() -> None:

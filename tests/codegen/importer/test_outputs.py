@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import onnx
 import pytest
@@ -223,3 +225,23 @@ def test_a_linear_regressor_is_a_layer_with_a_row_for_each_target() -> None:
     found = evaluate(graph, x.reshape(-1, 4, 1, 1))[graph.head.output]
     expected = np.concatenate([run(model, one[np.newaxis])[0] for one in x])
     np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("attributes", "message"),
+    [
+        ({"coefficients": [1.0] * 15}, "15 coefficients and 2 intercepts for 2 rows"),
+        ({"intercepts": [0.0]}, "16 coefficients and 1 intercepts for 2 rows"),
+        ({"coefficients": [math.nan] * 16}, "hold NaN or infinity"),
+    ],
+)
+def test_a_damaged_linear_model_is_refused_by_its_node(
+    attributes: dict[str, list[float]], message: str
+) -> None:
+    whole = {"coefficients": [1.0] * 16, "intercepts": [0.0, 0.0], **attributes}
+    linear = helper.make_node(
+        "LinearRegressor", ["r"], ["values"], "linear", domain=ML, targets=2, **whole
+    )
+    model = with_outputs(dense_network((4,), 3), [linear], ["values"])
+    with pytest.raises(ModelError, match=rf"'linear' .*{message}"):
+        import_proto(model, "net", "none")

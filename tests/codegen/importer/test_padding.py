@@ -10,7 +10,8 @@ from codegen.errors import ModelError
 from codegen.graph.floats import FloatConv, FloatGraph
 from codegen.graph.ir import Padding
 from codegen.importer.model import import_proto
-from codegen.operators.average_pool import AveragePool
+from codegen.operators.rearrange import Rearrange
+from codegen.quantization.quantize import quantize
 from tests.codegen.importer.test_model import Constants, model, normal
 from tests.codegen.importer.test_normalization import assert_agrees
 from tests.codegen.importer.test_selections import ints, node
@@ -32,7 +33,7 @@ def ended(
 
 
 def paddings(graph: FloatGraph) -> list[Padding]:
-    assert not any(isinstance(op, AveragePool) for op in graph.ops)
+    assert not any(op.output.endswith("_padded") for op in graph.ops)
     return [
         op.padding for op in graph.ops if isinstance(op, FloatConv) and op.weight[0, 0].size > 1
     ]
@@ -76,6 +77,16 @@ def test_a_signal_is_padded_on_the_left_alone_before_each_layer() -> None:
     assert paddings(graph)[0] == Padding(0, 2, 0, 0)
 
 
+def test_a_signal_whose_layers_have_one_dimension_is_padded_as_well() -> None:
+    nodes = [
+        node("Pad", "x early", "padded"),
+        node("Transpose", "padded", "first", perm=[0, 2, 1]),
+        node("Conv", "first w", "y"),
+    ]
+    graph = ended(nodes, {"early": ints(0, 4, 0, 0, 0, 0), "w": normal(8, 3, 3)}, NLC)
+    assert paddings(graph) == [Padding(0, 4, 0, 0)]
+
+
 @pytest.mark.parametrize("height", [1, 4])
 def test_what_is_padded_with_its_channels_last_can_be_read_as_it_is(height: int) -> None:
     nodes = [
@@ -92,7 +103,22 @@ def test_what_is_padded_with_its_channels_last_can_be_read_as_it_is(height: int)
         "more": ints(0, 0, 1, 0, 0, 0, 0, 0), "by": np.abs(normal(8)),
     }  # fmt: skip
     graph = ended(nodes, constants, ("batch", height, 7, 3))
-    assert any(isinstance(op, AveragePool) for op in graph.ops)
+    (zeros,) = (op for op in graph.ops if isinstance(op, Rearrange))
+    assert zeros.size == (height + 1, 10)
+
+
+def test_zeros_around_what_a_max_pool_reads_are_copied_with_its_codes() -> None:
+    nodes = [
+        node("Conv", "x w", "a"),
+        node("Pad", "a pads", "padded"),
+        node("MaxPool", "padded", "y", kernel_shape=[3, 3], strides=[2, 2]),
+    ]
+    constants = {"w": normal(8, 3, 1, 1), "pads": ints(0, 0, 3, 1, 0, 0, 3, 1)}
+    graph = ended(nodes, constants, ("batch", 3, 8, 7))
+    made = quantize(graph, normal(20, 3, 8, 7))
+    (zeros,) = (op for op in made.ops if isinstance(op, Rearrange))
+    of, padded = made.tensors[zeros.input], made.tensors[zeros.output]
+    assert (padded.scale, padded.zero_point) == (of.scale, of.zero_point)
 
 
 def test_more_channels_are_refused_wherever_they_are() -> None:

@@ -21,9 +21,9 @@ from codegen.program.lowering import lower
 from codegen.program.plans import default_plans
 from codegen.quantization.calibration import uncoded
 from codegen.quantization.quantize import quantize, quantize_input
-from codegen.quantization.report import simulate
 from codegen.reference.interpreter import Interpreter
 from tests.codegen.exported import MODELS, exported
+from tests.codegen.int8_network import int8_outputs
 from tests.codegen.models.patterns import patterns
 from tests.codegen.onnxruntime_oracle import agreement, outputs, quantize_file
 
@@ -109,12 +109,7 @@ def test_samples_that_nobody_has_seen_get_the_quantized_files_classes(
     quantize_file(source, target, seen)
     expected = outputs(onnx.load(target), x)
     assert (expected.argmax(axis=1) == labels).mean() > 0.6
-    float_graph = import_model(target)
-    measured = float_graph.arrange(seen) if uncoded(float_graph) else None
-    graph = quantize(float_graph, measured)
-    codes = quantize_input(graph, np.moveaxis(float_graph.arrange(x), 1, -1))
-    got = simulate(graph, codes)[graph.head.name]
-    assert agreement(got, expected) >= 0.95
+    assert agreement(int8_outputs(import_model(target), x, seen), expected) >= 0.95
 
 
 def test_activations_coded_symmetrically_keep_their_lower_end(tmp_path: Path) -> None:

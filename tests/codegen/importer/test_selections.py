@@ -10,12 +10,9 @@ import pytest
 from onnx import helper
 
 from codegen.errors import ModelError
-from codegen.graph.floats import FloatGraph
 from codegen.importer.model import import_proto
 from codegen.operators.concat import Concat
 from codegen.operators.gather import Gather
-from codegen.quantization.quantize import quantize, quantize_input
-from codegen.quantization.report import simulate
 from tests.codegen.importer.test_model import (
     Constants,
     assert_equals_onnxruntime,
@@ -23,7 +20,8 @@ from tests.codegen.importer.test_model import (
     normal,
     with_head,
 )
-from tests.codegen.onnxruntime_oracle import outputs, quantize_file
+from tests.codegen.int8_network import int8_outputs
+from tests.codegen.onnxruntime_oracle import agreement, outputs, quantize_file
 
 
 def node(operator: str, inputs: str, outputs: str, **attributes: object) -> onnx.NodeProto:
@@ -169,23 +167,14 @@ def test_what_cannot_be_chosen_is_refused_by_node(
         import_proto(proto)
 
 
-def agreement(graph: FloatGraph, proto: onnx.ModelProto, x: np.ndarray) -> float:
-    """Share of ``x`` for which the int8 network has the class of onnxruntime."""
-    samples = graph.arrange(x)
-    quantized = quantize(graph, None if graph.codings else samples)
-    codes = quantize_input(quantized, np.moveaxis(samples, 1, -1))
-    found = simulate(quantized, codes)[quantized.head.name]
-    return float((found.argmax(1) == outputs(proto, x).argmax(1)).mean())
-
-
 def test_a_shuffle_unit_agrees_with_onnxruntime_in_int8(tmp_path: Path) -> None:
     proto = shuffle_unit()
     x = normal(96, 3, 7, 6)
-    assert agreement(import_proto(proto), proto, x) >= 0.95
+    assert agreement(int8_outputs(import_proto(proto), x), outputs(proto, x)) >= 0.95
     onnx.save(proto, tmp_path / "float.onnx")
     quantize_file(tmp_path / "float.onnx", tmp_path / "qdq.onnx", x)
     coded = onnx.load(tmp_path / "qdq.onnx")
-    assert agreement(import_proto(coded), coded, x) >= 0.95
+    assert agreement(int8_outputs(import_proto(coded), x), outputs(coded, x)) >= 0.95
 
 
 @pytest.mark.parametrize("places", [np.arange(6), np.array([3, 0, 1, 5, 2, 4])])

@@ -1,4 +1,4 @@
-"""Writes keras_NAME.onnx: Keras networks through tf2onnx, channels last, with its Transposes.
+"""Writes keras_NAME.onnx: networks of Keras by tf2onnx, channels last or recurrent.
 
 Needs `pip install tensorflow-cpu==2.21.0 tf2onnx==1.17.0`, in an environment of its own; run it as
 `python -m tests.codegen.models.make_keras_models` from the root of the repository. Weights are
@@ -59,6 +59,21 @@ def signals() -> keras.Model:
     ])  # fmt: skip
 
 
+def lstm() -> keras.Model:
+    """Both directions, of which all states are read, before a layer whose last one decides."""
+    return keras.Sequential([
+        layers.Input((20, 6)),
+        layers.Bidirectional(layers.LSTM(7, return_sequences=True)),
+        layers.LSTM(9),
+        layers.Dense(CLASSES),
+    ])  # fmt: skip
+
+
+def gru() -> keras.Model:
+    """One layer, of which tf2onnx makes a Loop."""
+    return keras.Sequential([layers.Input((20, 6)), layers.GRU(8), layers.Dense(CLASSES)])
+
+
 def trained(model: keras.Model) -> keras.Model:
     """``model`` after some epochs of `patterns`."""
     samples, labels = patterns(model.input_shape[1:], CLASSES, 512, seed=0)
@@ -70,16 +85,22 @@ def trained(model: keras.Model) -> keras.Model:
     return model
 
 
+def convert(name: str, model: keras.Model) -> None:
+    """Writes ``model`` by way of a SavedModel, which keeps the constants of a Normalization."""
+    with tempfile.TemporaryDirectory() as folder:
+        model.export(folder, verbose=False)
+        command = [sys.executable, "-m", "tf2onnx.convert", "--opset", str(OPSET)]
+        target = str(HERE / f"keras_{name}.onnx")
+        subprocess.run([*command, "--saved-model", folder, "--output", target], check=True)
+
+
 def main() -> None:
-    """Writes the first by Keras, the other by way of a SavedModel, as Normalization needs it."""
+    """Writes the first by Keras, the others by tf2onnx."""
     keras.utils.set_random_seed(20261130)
     options = {"format": "onnx", "opset_version": OPSET, "verbose": False}
     trained(pictures()).export(HERE / "keras_pictures.onnx", **options)
-    with tempfile.TemporaryDirectory() as folder:
-        trained(signals()).export(folder, verbose=False)
-        convert = [sys.executable, "-m", "tf2onnx.convert", "--opset", str(OPSET)]
-        target = str(HERE / "keras_signals.onnx")
-        subprocess.run([*convert, "--saved-model", folder, "--output", target], check=True)
+    for make in (signals, lstm, gru):
+        convert(make.__name__, trained(make()))
 
 
 if __name__ == "__main__":

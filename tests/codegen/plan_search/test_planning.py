@@ -22,8 +22,9 @@ from codegen.plan_search import finalists, finals, finetune, pictures
 from codegen.plan_search.costs import Round
 from codegen.plan_search.finalists import HEAD_ONLY, HIGHEST_SUM
 from codegen.plan_search.finals import Finals
-from codegen.plan_search.planning import PlanningResult, Settings, find_plans
+from codegen.plan_search.planning import find_plans
 from codegen.plan_search.proof import Bench, Linked, Proof
+from codegen.plan_search.proposals import PlanningResult, Settings
 from codegen.plan_search.race import Outcome, Rules
 from codegen.plan_search.samples import Samples
 from codegen.plan_search.training import Schedule
