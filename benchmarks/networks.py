@@ -85,7 +85,7 @@ def update_plans(graph: FloatGraph) -> list[PlanSpec]:
     chosen = [op for op in full if op.output in widened] or full
     biases = LastLayers(last=len(late))
     # The head of an autoencoder is as large as a layer gets.
-    head = graph.head.loss == "cross-entropy"
+    head = graph.ending.loss == "cross-entropy"
     weights = [
         WeightSpec(layer=op.name, count=-(-op.weight.shape[1] // 2))
         for op in chosen[-MOST_WEIGHTS:]

@@ -29,10 +29,10 @@ from codegen.firmware.bundle import (
     PROGRAM,
     QUANTIZATION,
     WEIGHTS,
+    ActivationInfo,
     BoardInfo,
     Bundle,
     FlashInfo,
-    InputInfo,
     LossInfo,
     Macs,
     ModelInfo,
@@ -60,7 +60,7 @@ from codegen.firmware.image_sizes import ImageSizes, check_budget, measure_image
 from codegen.firmware.model_digest import model_digest, sample_digest
 from codegen.firmware.toolchain import Toolchain, find_toolchain
 from codegen.graph.floats import LossChoice
-from codegen.graph.ir import Graph, Loss, sample_bytes
+from codegen.graph.ir import Graph, Loss, TensorOutput, sample_bytes
 from codegen.host_kernels import host_engine_sources
 from codegen.host_toolchain import HostToolchain, Progress, Source, host_toolchain
 from codegen.importer.labels import Labels
@@ -220,7 +220,7 @@ def compile_graph(
     for those of ``plans`` that don't fit the board. ``loss_choice`` says why the head of ``graph``
     has its loss.
     """
-    choice = loss_choice or LossChoice(graph.head.loss, "the graph says so")
+    choice = loss_choice or LossChoice(graph.ending.loss, "the graph says so")
     tell = progress or _silent
     wanted = list(plans) if plans else default_plans(graph)
     _distinct(wanted)
@@ -247,7 +247,7 @@ def compile_graph(
     notes += [
         f"plan {name} is left out: it would train the same values as a smaller one"
         for name in DEFAULT_NAMES
-        if not plans and graph.head.loss != "none" and name not in names
+        if not plans and graph.ending.loss != "none" and name not in names
     ]
     swapped = [plan for plan in made.reports if not plan.fits and plan.id in (coarser or {})]
     if coarser and swapped:
@@ -416,18 +416,22 @@ def _manifest(
         for tensor in published.tensors
     ]
     source = graph.tensors[graph.input]
-    head = graph.head
+    ending, output = graph.ending, None
+    if isinstance(ending, TensorOutput):
+        last = graph.tensors[ending.input]
+        output = ActivationInfo(shape=last.shape, scale=last.scale, zero_point=last.zero_point)
     model = ModelInfo(
         name=graph.name,
         digest=model_digest(graph, weights),
         sample_digest=sample_digest(graph),
         onnx_sha256=onnx_sha256,
-        input=InputInfo(shape=source.shape, scale=source.scale, zero_point=source.zero_point),
-        classes=head.bias.size,
+        input=ActivationInfo(shape=source.shape, scale=source.scale, zero_point=source.zero_point),
+        classes=ending.outputs,
         parameters=parameter_count(graph),
         logit_scale=logit_scale(graph),
-        loss=head.loss,
-        target_scale=head.target_scale,
+        loss=ending.loss,
+        target_scale=ending.target_scale,
+        output=output,
     )
     factory = WeightsInfo(bytes=len(data), sha256=hashlib.sha256(data).hexdigest(), file=WEIGHTS)
     info = BoardInfo(name=board.name, active_milliwatts=board.active_milliwatts)

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from codegen.errors import ModelError
-from codegen.graph.ir import Conv, DepthwiseConv, Graph, Head, Tensor
+from codegen.graph.ir import Conv, DepthwiseConv, Graph, Head, Tensor, TensorOutput
 
 INT32_MAX = 2**31 - 1
 WEIGHT_MAX = 127
@@ -23,6 +23,8 @@ LARGEST_PRE_SHIFT = 22  # 255 << 22 fits 31 bits
 LARGEST_FACTOR = 2.0**20
 # Sums of |error| <= 32767 times |input - zero| <= 255 over this many pixels fit 32 bits.
 PIXELS_IN_32_BITS = INT32_MAX // (32767 * 255)
+# Of the squared error's differences in one step of outputs that are codes.
+CODE_UNITS = 256
 
 
 @dataclass(frozen=True)
@@ -122,10 +124,14 @@ class HeadArithmetic:
 
 @dataclass(frozen=True)
 class TargetArithmetic:
-    """What ``tf_target`` holds: steps of the target, and of the error, in output units."""
+    """What ``tf_target`` holds: steps of the target, and of the error, in output units.
+
+    ``loss_scale`` is None but for outputs that are a tensor's codes (``tf_coded_target``).
+    """
 
     target_scale: Gain
     error_scale: Gain
+    loss_scale: Gain | None = None
 
 
 def terms_per_output(op: Conv | DepthwiseConv) -> int:
@@ -264,8 +270,10 @@ def convolution_arithmetic(graph: Graph, op: Conv | DepthwiseConv) -> Convolutio
 
 
 def logit_scale(graph: Graph) -> float:
-    """Real value of one unit of the int32 logits."""
-    return graph.tensors[graph.head.input].scale * graph.head.weight_scale / 256
+    """Real value of one unit of the int32 logits, or of one step of outputs that are codes."""
+    ending = graph.ending
+    scale = graph.tensors[ending.input].scale
+    return scale if isinstance(ending, TensorOutput) else scale * ending.weight_scale / 256
 
 
 def head_arithmetic(graph: Graph) -> HeadArithmetic:
@@ -282,9 +290,11 @@ def head_arithmetic(graph: Graph) -> HeadArithmetic:
     )
 
 
-def target_arithmetic(graph: Graph, op: Head) -> TargetArithmetic:
+def target_arithmetic(graph: Graph, op: Head | TensorOutput) -> TargetArithmetic:
     """Constants of the mean squared error of ``op`` against the input, or a sample's targets."""
-    unit = logit_scale(graph)
+    coded = isinstance(op, TensorOutput)
+    scale = logit_scale(graph)
+    unit = scale / CODE_UNITS if coded else scale
     if op.target_scale is None:
         what, remedy, least = "the model's input", "calibrate with typical inputs", 2.0**-8
         steps = graph.tensors[graph.input].scale / unit
@@ -296,4 +306,9 @@ def target_arithmetic(graph: Graph, op: Head) -> TargetArithmetic:
         raise ModelError(
             f"layer {op.name}: one step of {what} is {steps:.3g} units of its output; {remedy}"
         )
-    return TargetArithmetic(gain(steps), gain(2 * unit / op.bias.size))
+    size = op.outputs
+    if coded:
+        return TargetArithmetic(
+            gain(steps), gain(2 * unit * scale / size), gain(size / (2 * scale) ** 2)
+        )
+    return TargetArithmetic(gain(steps), gain(2 * unit / size))

@@ -11,7 +11,7 @@ from codegen.arithmetic.layers import (
     target_arithmetic,
 )
 from codegen.emit.c_text import layer_name, rows
-from codegen.graph.ir import Conv, DepthwiseConv, Graph, Head, Op, Operation
+from codegen.graph.ir import Conv, DepthwiseConv, Graph, Head, Operation, TensorOutput
 from codegen.operators import operator_of
 from codegen.program.steps import Program
 
@@ -25,9 +25,10 @@ def layers_header(graph: Graph) -> str:
         '#include "tinyfleet/kernels.h"',
         "",
     ]
-    lines += [f"extern {_declaration(op)};" for op in graph.ops]
-    if graph.head.loss == "mse":
-        lines.append(f"extern const tf_target {layer_name(graph.head)}_loss;")
+    ending = graph.ending
+    lines += [f"extern {_declaration(op)};" for op in graph.ops if not isinstance(op, TensorOutput)]
+    if ending.loss == "mse":
+        lines.append(f"extern const {_target_struct(ending)} {layer_name(ending)}_loss;")
     return "\n".join([*lines, "", "#endif", ""])
 
 
@@ -47,13 +48,15 @@ def layers_source(graph: Graph, programs: Sequence[Program]) -> str:
                 lines += _convolution(graph, op, kernels)
             case Head():
                 lines += _head(graph, op)
+            case TensorOutput():
+                lines += _target(graph, op) if op.loss == "mse" else []
             case _:
                 lines += _operation(graph, op, {kernel for name, kernel in used if name == op.name})
         lines.append("")
     return "\n".join(lines)
 
 
-def _declaration(op: Op) -> str:
+def _declaration(op: Conv | DepthwiseConv | Operation | Head) -> str:
     name = layer_name(op)
     match op:
         case Conv() | DepthwiseConv():
@@ -126,15 +129,22 @@ def _convolution(graph: Graph, op: Conv | DepthwiseConv, kernels: set[str]) -> l
     ]
 
 
-def _target(graph: Graph, op: Head) -> list[str]:
+def _target_struct(op: Head | TensorOutput) -> str:
+    return "tf_coded_target" if isinstance(op, TensorOutput) else "tf_target"
+
+
+def _target(graph: Graph, op: Head | TensorOutput) -> list[str]:
     constants, source = target_arithmetic(graph, op), graph.tensors[graph.input]
     zero_point, targets_at = (source.zero_point, 0) if op.reconstructs else (0, source.size)
-    return [
-        f"const tf_target {layer_name(op)}_loss = {{",
-        f"    {op.bias.size}, {zero_point}, {targets_at},",
-        f"    {_gain(constants.target_scale)}, {_gain(constants.error_scale)},",
-        "};",
+    fields = [
+        f"{op.outputs}, {zero_point}, {targets_at},",
+        f"{_gain(constants.target_scale)}, {_gain(constants.error_scale)},",
     ]
+    if constants.loss_scale is not None:
+        of_tensor = graph.tensors[op.input].zero_point
+        fields = ["{", *fields, "},", f"{of_tensor}, {_gain(constants.loss_scale)},"]
+    lines = [f"    {field}" for field in fields]
+    return [f"const {_target_struct(op)} {layer_name(op)}_loss = {{", *lines, "};"]
 
 
 def _head(graph: Graph, op: Head) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from codegen.emit.c_text import channels_name, comment, layer_name, rows
-from codegen.graph.ir import Conv, DepthwiseConv, Head, Operation, inputs_of
+from codegen.graph.ir import Conv, DepthwiseConv, Ending, Operation, inputs_of
 from codegen.operators import operator_of
 from codegen.program.blob import FROZEN_WEIGHTS, Weights
 from codegen.program.step_builder import activation_buffer
@@ -25,6 +25,7 @@ from codegen.program.streaming import is_elementwise
 
 _WITH_SPAN = {"convolution_forward", "depthwise_forward"}
 _WITHOUT_LAYER = {"error_mask", "error_sum", KEEP}
+_LOSSES_OF_TARGETS = {"mean_squared_error", "coded_squared_error"}
 _WITH_WEIGHTS = _WITH_SPAN | {"convolution_input_gradient", "depthwise_input_gradient"}
 
 
@@ -206,7 +207,7 @@ class StepWriter:
     def layer_name(self, step: Step) -> str:
         """The constants of the step's operation; of the squared error, those of the loss."""
         name = layer_name(step.op)
-        return f"{name}_loss" if step.kernel == "mean_squared_error" else name
+        return f"{name}_loss" if step.kernel in _LOSSES_OF_TARGETS else name
 
     def layer(self, step: Step) -> str:
         """Their address."""
@@ -214,7 +215,7 @@ class StepWriter:
 
     def elements(self, step: Step) -> str:
         """How many elements an elementwise step goes through: those of its operation's output."""
-        assert not isinstance(step.op, Head)
+        assert not isinstance(step.op, Ending)
         return f"{self.program.graph.tensors[step.op.output].size}u"
 
     def arena(self, step: Step, operand: str, kind: str) -> str:
@@ -329,6 +330,9 @@ class StepWriter:
     def _mean_squared_error(self, step: Step) -> list[str]:
         return ["frame->logits", "frame->input", *self.error_in(step)]
 
+    def _coded_squared_error(self, step: Step) -> list[str]:
+        return [self.arena(step, "input", "int8_t"), "frame->input", *self.error_in(step)]
+
     def error_in(self, step: Step) -> list[str]:
         """The error that the step reads, or the loss makes: codes and scale."""
         return [self.arena(step, "error", "int16_t"), self._scale(step, "error")]
@@ -410,7 +414,7 @@ class _RowWriter(StepWriter):
 
     def _row(self, step: Step) -> tuple[int, int]:
         """Rows of the output, and elements of each."""
-        assert not isinstance(step.op, Head)
+        assert not isinstance(step.op, Ending)
         height, width, channels = self.program.graph.tensors[step.op.output].shape
         return height, width * channels
 

@@ -16,7 +16,7 @@ from codegen.emit.c_text import channels_name, comment, rows
 from codegen.emit.layers import layers_header, layers_source
 from codegen.emit.plan import plan_source
 from codegen.firmware.model_digest import kept_layout, model_digest, sample_digest, slot_word
-from codegen.graph.ir import Graph, label_count, sample_bytes
+from codegen.graph.ir import Graph, TensorOutput, label_count, sample_bytes
 from codegen.program.blob import FACTORY_WEIGHTS, FROZEN_WEIGHTS, Blob, Weights
 from codegen.program.steps import PHASES, Program, Segment
 
@@ -74,18 +74,27 @@ def _model_source(
             f"        {', '.join(f'plan_{index}_{phase}' for phase in PHASES)},",
             "    },",
         ]
-    head = graph.head
+    ending = graph.ending
+    classes = ending.outputs
+    lines += ["};", ""]
+    if isinstance(ending, TensorOutput):
+        classes, output = 0, graph.tensors[ending.input]
+        offsets = ", ".join(f"{program.output_offset}" for program in programs)
+        lines += [
+            f"static const uint32_t output_offsets[{len(programs)}] = {{{offsets}}};",
+            "const tf_tensor_output tf_the_output = "
+            f"{{{output.size}, {output.zero_point}, output_offsets}};",
+            "",
+        ]
     lines += [
-        "};",
-        "",
         "const tf_model tf_the_model = {",
         f"    {{{_digest(bundle_id)}}},",
         f"    {{{_digest(hashlib.sha256(data).hexdigest())}}},",
         f"    (const uint8_t *){FACTORY_WEIGHTS},",
         f"    0x{slot_word(model_digest(graph, weights)):08x},",
         f"    0x{slot_word(sample_digest(graph)):08x},",
-        f"    {len(data)}, {sample_bytes(graph)}, {label_count(head.loss, head.bias.size)},",
-        f"    {head.bias.size}, {int(head.loss == 'binary')}, {len(programs)}, plans,",
+        f"    {len(data)}, {sample_bytes(graph)}, {label_count(ending.loss, ending.outputs)},",
+        f"    {classes}, {int(ending.loss == 'binary')}, {len(programs)}, plans,",
         "};",
         "",
     ]

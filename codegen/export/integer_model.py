@@ -23,12 +23,22 @@ from onnx import TensorProto, helper, numpy_helper
 
 from codegen.arithmetic.integers import Ints
 from codegen.arithmetic.layers import INT32_MAX, SHIFT_BITS, convolution_arithmetic
-from codegen.graph.ir import INT8_MAX, INT8_MIN, Conv, DepthwiseConv, Graph, Head, Op, Operation
+from codegen.graph.ir import (
+    INT8_MAX,
+    INT8_MIN,
+    Conv,
+    DepthwiseConv,
+    Graph,
+    Head,
+    Op,
+    Operation,
+    TensorOutput,
+)
 from codegen.operators import operator_of
 from codegen.operators.windows import window_attributes
 
 INPUT, OUTPUT = "input", "outputs"
-"""Codes (N, height, width, channels) as devices take them; the head's int32 outputs (N, O)."""
+"""Codes (N, height, width, channels) as devices take them; the int32 outputs (N, O)."""
 
 # The oldest whose operators are all here, for runtimes of any age.
 _OPSET, _IR_VERSION = 13, 8
@@ -68,7 +78,7 @@ def integer_model(graph: Graph, metadata: Mapping[str, str] | None = None) -> on
         writer.nodes,
         graph.name,
         [helper.make_tensor_value_info(INPUT, TensorProto.INT8, ["N", height, width, channels])],
-        [helper.make_tensor_value_info(OUTPUT, TensorProto.INT32, ["N", graph.head.bias.size])],
+        [helper.make_tensor_value_info(OUTPUT, TensorProto.INT32, ["N", graph.ending.outputs])],
         [numpy_helper.from_array(value, name) for name, value in writer.constants.items()],
     )
     model = helper.make_model(made, opset_imports=[helper.make_opsetid("", _OPSET)])
@@ -94,6 +104,11 @@ class ModelWriter:
         layer = Layer(self, op.name)
         if isinstance(op, Head):
             self._head(op, layer)
+        elif isinstance(op, TensorOutput):
+            last = layer.node("Transpose", "channels_last", self.codes[op.input], perm=[0, 2, 3, 1])
+            centred = layer.centred("input", last, self.zero(op.input))
+            shape = layer.constant("outputs.shape", [-1, op.outputs])
+            self._output(op, layer.node("Reshape", "flat", centred, shape))
         elif op.output not in self.codes:  # a tensor that a Concat reads twice is recoded twice
             self.codes[op.output] = self._codes(op, layer)
 
@@ -132,9 +147,11 @@ class ModelWriter:
         columns = layer.node("Transpose", "columns", wide, perm=[1, 0])
         sums = layer.node("MatMul", "sums", flat, columns)
         total = layer.node("Add", "total", sums, layer.wide("bias", bias))
-        held = layer.clipped(total, -INT32_MAX, INT32_MAX, "held")
+        self._output(op, layer.clipped(total, -INT32_MAX, INT32_MAX, "held"))
+
+    def _output(self, op: Op, wide: str) -> None:
         self.nodes.append(
-            helper.make_node("Cast", [held], [OUTPUT], f"{op.name}/{OUTPUT}", to=TensorProto.INT32)
+            helper.make_node("Cast", [wide], [OUTPUT], f"{op.name}/{OUTPUT}", to=TensorProto.INT32)
         )
 
     def _constant(self, name: str, values: NDArray[Any]) -> str:

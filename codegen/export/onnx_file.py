@@ -29,10 +29,11 @@ def export_onnx(bundle: Bundle, weights: bytes | None, path: Path) -> None:
 
     ``weights`` is the version's blob; None takes those that the bundle was compiled with. The model
     takes int8 codes (N, height, width, channels), as devices and the manifest's ``model.input``
-    have them, and gives the head's int32 outputs, equal to a device's bit for bit. It is in integer
-    operators, not in QDQ form: whatever stands between QuantizeLinear and DequantizeLinear is
-    float32, which rounds otherwise (of MCUNet's codes 0.7 % come out different, by up to nine
-    steps). Published and frozen tensors are initializers named as in the manifest.
+    have them, and gives int32 outputs, equal to a device's bit for bit (where they are codes, these
+    less their zero point). It is in integer operators, not in QDQ form: whatever stands between
+    QuantizeLinear and DequantizeLinear is float32, which rounds otherwise (of MCUNet's codes 0.7 %
+    come out different, by up to nine steps). Published and frozen tensors are initializers named as
+    in the manifest.
 
     Raises VersionError for weights that aren't of the bundle, BundleError for a bundle without its
     graph.

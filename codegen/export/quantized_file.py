@@ -17,7 +17,7 @@ from codegen.errors import VersionError
 from codegen.export.integer_model import device_layout, stored_layout
 from codegen.firmware.model_digest import operations
 from codegen.graph.floats import FloatConv, FloatGraph, loss_of
-from codegen.graph.ir import Conv, DepthwiseConv, Graph, Head, Tensor
+from codegen.graph.ir import Conv, DepthwiseConv, Ending, Graph, Head, Tensor
 from codegen.importer.model import import_proto
 from codegen.quantization.calibration import RangeRule, uncoded
 from codegen.quantization.quantize import assemble, codings_of, head_values
@@ -33,7 +33,7 @@ def values_of_quantized(model: onnx.ModelProto, graph: Graph, of: str) -> dict[s
     the network or its scales are others, ModelError for what the importer refuses. ``of`` is the
     file's name.
     """
-    read = import_proto(model, graph.name, loss_of(graph.head))
+    read = import_proto(model, graph.name, loss_of(graph.ending))
     missing = uncoded(read)
     if missing:
         raise VersionError(
@@ -50,8 +50,9 @@ def values_of_quantized(model: onnx.ModelProto, graph: Graph, of: str) -> dict[s
     for ours, other, layer in zip(graph.convolutions, theirs.convolutions, layers, strict=True):
         weight, bias = _integers(graph, ours, other, layer, of)
         values[f"{ours.name}.weight"], values[f"{ours.name}.bias"] = weight, bias
-    head = graph.head
-    values[f"{head.name}.weight"], values[f"{head.name}.bias"] = _head_integers(graph, read)
+    if isinstance(graph.ending, Head):
+        weight, bias = _head_integers(graph, read)
+        values[f"{graph.head.name}.weight"], values[f"{graph.head.name}.bias"] = weight, bias
     return values
 
 
@@ -87,7 +88,7 @@ def _check_codes(graph: Graph, theirs: Graph, of: str) -> None:
 
 
 def _activations(graph: Graph) -> list[Tensor]:
-    outputs = [op.output for op in graph.ops if not isinstance(op, Head)]
+    outputs = [op.output for op in graph.ops if not isinstance(op, Ending)]
     return [graph.tensors[name] for name in (graph.input, *outputs)]
 
 

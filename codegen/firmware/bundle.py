@@ -51,8 +51,8 @@ class _Strict(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
-class InputInfo(_Strict):
-    """The model's int8 input: [H, W, C], real value = scale * (code - zero_point)."""
+class ActivationInfo(_Strict):
+    """The model's int8 input or output: [H, W, C], real value = scale * (code - zero_point)."""
 
     shape: tuple[int, int, int]
     scale: float
@@ -74,27 +74,27 @@ class ModelInfo(_Strict):
     """The model that the bundle was made from; ``logit_scale`` is the real value of one step.
 
     ``classes`` counts its outputs, whatever its ``loss``. ``target_scale`` is the real value of one
-    step of a sample's targets, where the loss has any. Neither is written at its default.
+    step of a sample's targets, ``output`` the tensor whose codes the outputs are: if there is one.
 
     ``digest`` says what the bytes of the weights mean, ``sample_digest`` what those of samples
-    (``codegen.firmware.model_digest``). ``parameters`` counts all weights and biases, the frozen
-    ones as well.
+    (``codegen.firmware.model_digest``). ``parameters`` counts those of frozen tensors as well.
     """
 
     name: str
     digest: Digest
     sample_digest: Digest
     onnx_sha256: Digest
-    input: InputInfo
+    input: ActivationInfo
     classes: int
     parameters: Count
     logit_scale: float
     loss: Loss = "cross-entropy"
     target_scale: float | None = None
+    output: ActivationInfo | None = None
 
     @model_serializer(mode="wrap")
     def _as_far_as_said(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        unsaid = (("loss", "cross-entropy"), ("target_scale", None))
+        unsaid = (("loss", "cross-entropy"), ("target_scale", None), ("output", None))
         return {k: v for k, v in serialize(self).items() if (k, v) not in unsaid}
 
     @property

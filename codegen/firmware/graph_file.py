@@ -16,7 +16,7 @@ import numpy as np
 from codegen.errors import BundleError
 from codegen.firmware.bundle import FROZEN, GRAPH, Bundle
 from codegen.firmware.model_digest import model_digest
-from codegen.graph.ir import Conv, DepthwiseConv, Graph, Head, Op, Padding, Tensor
+from codegen.graph.ir import Conv, DepthwiseConv, Graph, Head, Op, Padding, Tensor, TensorOutput
 from codegen.operators import OPERATORS
 from codegen.program import blob
 from codegen.program.blob import Weights
@@ -25,7 +25,13 @@ GRAPH_FORMAT = "tinyfleet-graph/1"
 
 _KINDS: dict[str, type[Any]] = {
     kind.__name__: kind
-    for kind in (Conv, DepthwiseConv, Head, *(operator.kind for operator in OPERATORS))
+    for kind in (
+        Conv,
+        DepthwiseConv,
+        Head,
+        TensorOutput,
+        *(operator.kind for operator in OPERATORS),
+    )
 }
 _PADDINGS = ("padding", "counted")
 

@@ -71,6 +71,14 @@ class _Model(ctypes.Structure):
     )
 
 
+class _TensorOutput(ctypes.Structure):
+    _fields_ = (
+        ("size", ctypes.c_uint32),
+        ("zero_point", ctypes.c_int16),
+        ("offsets", ctypes.POINTER(ctypes.c_uint32)),
+    )
+
+
 class _Engine(ctypes.Structure):
     _fields_ = (
         ("plan", ctypes.POINTER(_Plan)),
@@ -195,8 +203,22 @@ class HostEngine:
 
     @property
     def logits(self) -> NDArray[np.int32]:
-        """Logits of the last forward pass, in units of the manifest's logit_scale."""
+        """Logits of the last forward pass, in units of the manifest's logit_scale.
+
+        Of outputs that are a tensor's codes, these less their zero point: between ``score`` and
+        what is called next.
+        """
+        if self._model.classes == 0:
+            return self._tensor_output()
         return np.array(self._engine.frame.logits[: self._model.classes], np.int32)
+
+    def _tensor_output(self) -> NDArray[np.int32]:
+        output = _TensorOutput.in_dll(self._library, "tf_the_output")
+        plans = ctypes.addressof(self._model.plans.contents)
+        at = (ctypes.addressof(self._plan.contents) - plans) // ctypes.sizeof(_Plan)
+        place = self._engine.frame.arena + output.offsets[at]
+        codes = np.frombuffer(ctypes.string_at(place, output.size), np.int8)
+        return codes.astype(np.int32) - np.int32(output.zero_point)
 
     @property
     def loss_q16(self) -> int:

@@ -13,7 +13,7 @@ from dataclasses import MISSING, Field, astuple, fields
 from typing import Any
 
 from codegen.firmware.bundle import canonical_json
-from codegen.graph.ir import Graph, Head, Op, Padding, inputs_of
+from codegen.graph.ir import Ending, Graph, Op, Padding, inputs_of
 from codegen.program.blob import Weights
 from codegen.program.plans import runs_of
 from codegen.program.steps import Program, Segment
@@ -54,7 +54,7 @@ def sample_digest(graph: Graph) -> str:
     Its operations and the scales of all its activations tell it from another one that has an input
     of the same shape, and as many classes that may mean something else.
     """
-    meaning = {**_network(graph), "classes": graph.head.bias.size}
+    meaning = {**_network(graph), "classes": graph.ending.outputs}
     return hashlib.sha256(canonical_json(meaning)).hexdigest()
 
 
@@ -79,7 +79,7 @@ def _network(graph: Graph) -> dict[str, Any]:
     for op in graph.ops:
         inputs = [places[name] for name in inputs_of(op)]
         operations.append([type(op).__name__, inputs, _options(op)])
-        if not isinstance(op, Head):
+        if not isinstance(op, Ending):
             places[op.output] = len(places)
     activations = [graph.tensors[name] for name in places]
     return {

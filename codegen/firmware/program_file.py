@@ -13,7 +13,16 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from codegen.errors import BundleError
 from codegen.firmware.bundle import PROGRAM, Bundle, Count, Digest
-from codegen.graph.ir import Graph, Head, Op, Operation, inputs_of
+from codegen.graph.ir import (
+    Conv,
+    DepthwiseConv,
+    Graph,
+    Head,
+    Op,
+    Operation,
+    TensorOutput,
+    inputs_of,
+)
 from codegen.operators import operator_of
 from codegen.program import memory_plan
 from codegen.program.steps import CHAIN, KEEP, SCALES, Phase, Program, Step, step_function
@@ -238,7 +247,13 @@ def _shapes(program: Program, step: Step) -> tuple[tuple[Shape, ...], tuple[Shap
 
 
 def _output_shape(graph: Graph, op: Op) -> Shape:
-    return op.bias.shape if isinstance(op, Head) else graph.tensors[op.output].shape
+    match op:
+        case Head():
+            return op.bias.shape
+        case TensorOutput():
+            return graph.tensors[op.input].shape
+        case _:
+            return graph.tensors[op.output].shape
 
 
 def _trained_shape(program: Program, tensor: str) -> Shape:
@@ -251,9 +266,10 @@ def _trained_shape(program: Program, tensor: str) -> Shape:
 
 def _parameter_shapes(graph: Graph) -> dict[str, Shape]:
     shapes: dict[str, Shape] = {}
-    for op in (*graph.convolutions, graph.head):
-        shapes[f"{op.name}.weight"] = op.weight.shape
-        shapes[f"{op.name}.bias"] = op.bias.shape
+    for op in graph.ops:
+        if isinstance(op, (Conv, DepthwiseConv, Head)):
+            shapes[f"{op.name}.weight"] = op.weight.shape
+            shapes[f"{op.name}.bias"] = op.bias.shape
     return shapes
 
 

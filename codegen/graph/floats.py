@@ -3,10 +3,11 @@
 A float graph is already normal in the ways that the device knows: batch normalization is folded
 into the convolution before it, an activation is a clamp on the operation that makes the tensor,
 fully connected layers are convolutions whose kernel covers the whole picture, and the output is
-made by one matrix at the end. Weights keep ONNX's layouts (``[O, I/groups, Kh, Kw]``) and tensors
-are ``(channels, height, width)`` (1-D signals have height 1, vectors 1x1); quantization turns both
-into the device's. Operations without weights are those of `codegen.operators`, whose
-`execution.evaluate` is the reference for everything after it: plain numpy in float64.
+made by one matrix at the end, or is the last tensor. Weights keep ONNX's layouts (``[O, I/groups,
+Kh, Kw]``) and tensors are ``(channels, height, width)`` (1-D signals have height 1, vectors 1x1);
+quantization turns both into the device's. Operations without weights are those of
+`codegen.operators`, whose `execution.evaluate` is the reference for everything after it: plain
+numpy in float64.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from typing import Protocol, TypeAlias, TypeVar, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from codegen.graph.ir import INT8_MAX, INT8_MIN, Head, Loss, Operation, Padding, Variadic
+from codegen.graph.ir import INT8_MAX, INT8_MIN, Ending, Loss, Operation, Padding, Variadic
 
 ChannelsFirst: TypeAlias = tuple[int, int, int]
 """(channels, height, width) of one sample."""
@@ -104,8 +105,23 @@ class FloatConv:
         return self.groups > 1
 
 
+class FloatEnding:
+    """The last operation, whose result, named ``output``, is the graph's: see `ir.Ending`."""
+
+    name: str
+    input: str
+    output: str
+    loss: Loss
+    target_scale: float | None
+
+    @property
+    def reconstructs(self) -> bool:
+        """Whether the outputs stand for the graph's input."""
+        return self.loss == "mse" and self.target_scale is None
+
+
 @dataclass(frozen=True, eq=False)
-class FloatHead:
+class FloatHead(FloatEnding):
     """The last layer: weight [O, I], bias [O]; its output, named ``output``, is the graph's.
 
     The inputs are the elements (channels, height, width) of its input tensor in that order. What
@@ -121,13 +137,19 @@ class FloatHead:
     loss: Loss = "cross-entropy"
     target_scale: float | None = None
 
-    @property
-    def reconstructs(self) -> bool:
-        """Whether the outputs stand for the graph's input."""
-        return self.loss == "mse" and self.target_scale is None
+
+@dataclass(frozen=True)
+class FloatTensorOutput(FloatEnding):
+    """The outputs are the elements (channels, height, width) of ``input`` in that order."""
+
+    name: str
+    input: str
+    output: str
+    loss: Loss = "mse"
+    target_scale: None = None
 
 
-FloatOp: TypeAlias = FloatConv | Operation | FloatHead
+FloatOp: TypeAlias = FloatConv | Operation | FloatHead | FloatTensorOutput
 
 
 @dataclass(frozen=True)
@@ -170,19 +192,19 @@ class LossChoice:
     class_names: tuple[str, ...] = ()
 
 
-def loss_of(head: Head) -> LossChoice:
+def loss_of(ending: Ending) -> LossChoice:
     """The loss of a compiled model, for another file of its network."""
-    return LossChoice(head.loss, "the bundle says so", target_scale=head.target_scale)
+    return LossChoice(ending.loss, "the bundle says so", target_scale=ending.target_scale)
 
 
 @dataclass(frozen=True, eq=False)
 class FloatGraph:
-    """Operations in execution order, the head last; shapes of all tensors but the head's output.
+    """Operations in execution order, the ending last; shapes of all tensors but its output.
 
     ``codings`` says how a quantized model codes its tensors; a float model has none, and one that
     is quantized in parts has those of the parts.
     ``sample_layout`` is that of the input in the model file, where it differs from ``shapes``.
-    ``loss_choice`` is why the head has its loss, where the importer chose it. ``notes`` are what
+    ``loss_choice`` is why the ending has its loss, where the importer chose it. ``notes`` are what
     the importer did that should be known.
     ``integer_input``: the model file takes codes, int8 or uint8, not real numbers.
     """
@@ -198,11 +220,28 @@ class FloatGraph:
     integer_input: bool = False
 
     @property
-    def head(self) -> FloatHead:
-        """The layer at the end."""
+    def ending(self) -> FloatHead | FloatTensorOutput:
+        """The operation at the end."""
         last = self.ops[-1]
+        assert isinstance(last, (FloatHead, FloatTensorOutput))
+        return last
+
+    @property
+    def head(self) -> FloatHead:
+        """The same, of a graph that ends in a matrix."""
+        last = self.ending
         assert isinstance(last, FloatHead)
         return last
+
+    @property
+    def output_order(self) -> NDArray[np.intp]:
+        """Places of the outputs when put in the order of the device."""
+        ending = self.ending
+        if isinstance(ending, FloatTensorOutput):
+            return channels_last(self.shapes[ending.input])
+        if ending.reconstructs:
+            return channels_last(self.shapes[self.input])
+        return np.arange(len(ending.bias))
 
     @property
     def sample_shape(self) -> tuple[int, ...]:

@@ -9,7 +9,7 @@ sample. Weight layouts are those of the device: ``[O, Kh, Kw, I]`` for convoluti
 Real values: activation = scale * (code - zero_point), weight = weight_scale[o] * code,
 bias = input scale * weight_scale[o] * code. The output of every convolution is clamped to
 [-128, 127]; that clamp *is* the activation function. Operations without weights are those of
-`codegen.operators`.
+`codegen.operators`. The last operation makes no tensor: it says what the outputs are (`Ending`).
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ LOSS_UNITS: dict[str, str] = {
     "mse": "squared units of the target",
     "none": "nothing",
 }
+MOST_OUTPUTS = 2**16 - 1
 MOST_BINARY_OUTPUTS = 16
 """A sample's label has a bit for each."""
 
@@ -109,9 +110,33 @@ class Variadic:
 Operation: TypeAlias = Unary | Variadic
 
 
+class Ending:
+    """The last operation: what the outputs are and what they are trained with.
+
+    With the mean squared error they stand for a sample's targets, int16 codes of ``target_scale``
+    each and zero point 0; where that is None, for the graph's input, element by element in the
+    order (height, width, channels). The loss is the mean of the squared differences in real units.
+    """
+
+    name: str
+    input: str
+    loss: Loss
+    target_scale: float | None
+
+    @property
+    def outputs(self) -> int:
+        """How many there are."""
+        raise NotImplementedError
+
+    @property
+    def reconstructs(self) -> bool:
+        """Whether the outputs stand for the graph's input."""
+        return self.loss == "mse" and self.target_scale is None
+
+
 @dataclass(frozen=True, eq=False)
-class Head:
-    """The last operation: its outputs are wide (int32), never clamped.
+class Head(Ending):
+    """A matrix at the end: its outputs are wide (int32), never clamped.
 
     Weights are q8.8, that is int16 [O, I] with real value weight_scale / 256 per step, and one
     scale for all outputs so that they compare; bias int32 [O] with real value
@@ -119,10 +144,7 @@ class Head:
     (height, width, channels).
 
     With cross entropy the outputs are the logits of a classifier. With the binary loss each of
-    them is the logit of a yes or no, and the loss is the mean of their cross entropies. With the
-    mean squared error they stand for a sample's targets, int16 codes of ``target_scale`` each and
-    zero point 0; where that is None, for the graph's input, element by element in the order
-    (height, width, channels). The loss is the mean of the squared differences in real units.
+    them is the logit of a yes or no, and the loss is the mean of their cross entropies.
     """
 
     name: str
@@ -134,17 +156,36 @@ class Head:
     target_scale: float | None = None
 
     @property
-    def reconstructs(self) -> bool:
-        """Whether the outputs stand for the graph's input."""
-        return self.loss == "mse" and self.target_scale is None
+    def outputs(self) -> int:
+        """How many there are."""
+        return self.bias.size
 
 
-Op: TypeAlias = Conv | DepthwiseConv | Operation | Head
+@dataclass(frozen=True)
+class TensorOutput(Ending):
+    """No matrix at the end: the outputs are the elements of ``input``, int8 codes as they are.
+
+    They reconstruct the graph's input, whose shape they have, or nothing is trained.
+    """
+
+    name: str
+    input: str
+    size: int
+    loss: Loss = "mse"
+    target_scale: None = None
+
+    @property
+    def outputs(self) -> int:
+        """How many there are."""
+        return self.size
+
+
+Op: TypeAlias = Conv | DepthwiseConv | Operation | Head | TensorOutput
 
 
 @dataclass(frozen=True, eq=False)
 class Graph:
-    """A quantized network for one sample, from an int8 input to the head."""
+    """A quantized network for one sample, from an int8 input to the ending."""
 
     name: str
     input: str
@@ -152,9 +193,16 @@ class Graph:
     ops: tuple[Op, ...]
 
     @property
-    def head(self) -> Head:
+    def ending(self) -> Head | TensorOutput:
         """The operation at the end."""
         last = self.ops[-1]
+        assert isinstance(last, (Head, TensorOutput))
+        return last
+
+    @property
+    def head(self) -> Head:
+        """The same, of a graph that ends in a matrix."""
+        last = self.ending
         assert isinstance(last, Head)
         return last
 
@@ -171,8 +219,8 @@ def inputs_of(op: Op) -> tuple[str, ...]:
 
 def sample_bytes(graph: Graph) -> int:
     """Of a sample on a device: the input's codes, and int16 targets where the loss has them."""
-    head = graph.head
-    targets = 0 if head.target_scale is None else head.bias.size
+    ending = graph.ending
+    targets = 0 if ending.target_scale is None else ending.outputs
     return graph.tensors[graph.input].size + 2 * targets
 
 

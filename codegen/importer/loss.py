@@ -36,7 +36,8 @@ class Outputs:
     """What the file tells of a model's outputs; sizes are those of axes above 1, without batch.
 
     ``after`` is the function behind them, "Softmax" or "Sigmoid", or ''. ``largest`` is an output
-    of the file that tells which of them is the largest, or ''.
+    of the file that tells which of them is the largest, or ''. ``coded``: they are the codes of a
+    picture, not made by a matrix.
     """
 
     model: str
@@ -45,6 +46,7 @@ class Outputs:
     input_sizes: tuple[int, ...]
     after: str
     largest: str
+    coded: bool = False
 
     @property
     def count(self) -> int:
@@ -70,6 +72,8 @@ class Outputs:
     @property
     def losses(self) -> list[Loss]:
         """What they can be trained with."""
+        if self.coded:
+            return ["mse", "none"] if self.can_be_the_input else ["none"]
         found: list[Loss] = []
         if self.count > 1 and not self.are_a_picture and self.after != "Sigmoid":
             found.append("cross-entropy")
@@ -96,15 +100,16 @@ def choose_loss(
         return replace(said, because=wanted.because)
     if wanted is not None:
         return _as_wanted(outputs, wanted, labels)
+    if outputs.coded:
+        return _of_picture(outputs, labels)
     if outputs.after == "Softmax":
         return LossChoice("cross-entropy", "the model ends in a Softmax")
     if outputs.after == "Sigmoid":
         if "binary" not in outputs.losses:
             raise ModelError(
                 f"{outputs.what} ends in a Sigmoid and has {_shown(outputs)}: a label has "
-                f"bits for {MOST_BINARY_OUTPUTS} of yes and no at most, and pictures are "
-                "reconstructed without an activation at the end; export the model without the "
-                "Sigmoid, with fewer outputs, or say --loss none"
+                f"bits for {MOST_BINARY_OUTPUTS} of yes and no at most; export the model without "
+                "the Sigmoid, with fewer outputs, or say --loss none"
             )
         return LossChoice("binary", "the model ends in a Sigmoid")
     return _told_by_shape(outputs) if labels is None else _told_by_labels(outputs, labels)
@@ -118,6 +123,39 @@ def check_known(choice: LossChoice) -> None:
             f"output '{choice.output}': what is it trained for? {choice.because[0].upper()}"
             f"{choice.because[1:]}. {' '.join(said)} Labels '{LABELS}' tell as well"
         )
+
+
+def _of_picture(outputs: Outputs, labels: Labels | None, said: str = "") -> LossChoice:
+    """That of a picture's codes, which are trained against the input only.
+
+    ``said`` is who says that they are; a vector may be something else.
+    """
+    picture = "such a picture, which no matrix makes, is trained against the model's own input only"
+    instead = "end the model in a Gemm (with a Reshape behind it, where that is to be a picture)"
+    others = labels is not None and not (labels.are_integers or labels.are_the_input)
+    if labels is not None and others and labels.could_be_targets(outputs.count):
+        raise ModelError(
+            f"{outputs.what}: the labels '{LABELS}' of the samples are targets of its size; "
+            f"{picture}: leave the labels out, or {instead}"
+        )
+    if outputs.can_be_the_input:
+        if not said and labels is not None and labels.are_the_input:
+            said = f"the labels '{LABELS}' of the samples are the inputs themselves"
+        elif not said and outputs.are_a_picture:
+            said = "its output has the shape of its input"
+        if said:
+            return LossChoice("mse", said)
+        raise _asked(
+            outputs,
+            f"has as many values ({outputs.count}) as the input, in a row, and no matrix makes "
+            "them: is this an autoencoder?",
+            "A classifier ends in its logits, without an activation",
+        )
+    made = f", made by a {outputs.after}" if outputs.after else ""
+    raise ModelError(
+        f"{outputs.what} has {_shown(outputs)}{made}, and the input {list(outputs.input_sizes)}; "
+        f"{picture}: say --loss none to infer with it, or {instead}"
+    )
 
 
 def _told_by_shape(outputs: Outputs) -> LossChoice:
@@ -196,6 +234,8 @@ def _as_wanted(outputs: Outputs, wanted: Loss, labels: Labels | None) -> LossCho
     because = f"--loss {wanted} says so"
     if wanted != "mse":
         return LossChoice(wanted, because)
+    if outputs.coded:
+        return _of_picture(outputs, labels, because)
     if labels is not None and labels.could_be_targets(outputs.count) and not (
         outputs.can_be_the_input and labels.are_the_input
     ):  # fmt: skip

@@ -13,6 +13,7 @@ the operator, the attribute and the remedy.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -24,8 +25,8 @@ from onnx.inliner import inline_local_functions
 from onnx.reference import ReferenceEvaluator
 
 from codegen.errors import ModelError
-from codegen.graph.floats import FloatGraph, FloatHead, LossChoice
-from codegen.graph.ir import Loss, label_count
+from codegen.graph.floats import FloatGraph, FloatHead, FloatTensorOutput, LossChoice
+from codegen.graph.ir import MOST_BINARY_OUTPUTS, Loss, Padding, label_count
 from codegen.importer.draft import DraftGraph
 from codegen.importer.handlers import (
     CONTROL_FLOW,
@@ -158,7 +159,7 @@ def import_proto(
         draft, result = _run(state, chosen, opset)
     except _DAMAGE as error:
         raise ModelError(f"the model contradicts itself ({error}); export it again") from error
-    outputs = _outputs(state, chosen, result)
+    outputs = _outputs(state, draft, chosen, result)
     choice = choose_loss(outputs, loss, samples)
     _set_loss(state, draft, result, choice)
     choice = dataclasses.replace(
@@ -208,9 +209,10 @@ def _run(state: ImportState, chosen: Choice, opset: int) -> tuple[DraftGraph, Vi
             _compute(state, node, opset)
             continue
         if chosen.sigmoid and node.outputs[0] == chosen.sigmoid:
-            view = dataclasses.replace(state.view(node), after="Sigmoid")
-            state.views[chosen.sigmoid] = view
-            continue
+            view = state.view(node)
+            if not _makes_picture(state, view):
+                state.views[chosen.sigmoid] = dataclasses.replace(view, after="Sigmoid")
+                continue
         handler = HANDLERS.get(node.operator)
         if handler is None:
             node.refuse(unsupported(node.operator))
@@ -234,6 +236,11 @@ def _run(state: ImportState, chosen: Choice, opset: int) -> tuple[DraftGraph, Vi
     if result is None:
         raise ModelError(
             f"output '{chosen.tensor}' isn't computed from the model's input; export it again"
+        )
+    if result.padding != Padding():
+        raise ModelError(
+            f"output '{chosen.tensor}' has zeros around it that nothing reads; export the model "
+            "without the Pad at its end"
         )
     state.lay_out_constants()
     draft = DraftGraph(state.input, result.tensor, state.ops, state.shapes, state.codings)
@@ -274,7 +281,16 @@ def _compute(state: ImportState, node: Node, opset: int) -> None:
     follow_integers(state, node)
 
 
-def _outputs(state: ImportState, chosen: Choice, result: View) -> Outputs:
+def _makes_picture(state: ImportState, view: View) -> bool:
+    """Whether a Sigmoid at the end of the network is part of it: that of answers is the loss's."""
+    sizes = [size for size in view.sizes if size > 1]
+    count = math.prod(sizes)
+    return count > MOST_BINARY_OUTPUTS and (
+        len(sizes) > 1 or count == math.prod(state.sample_shape)
+    )
+
+
+def _outputs(state: ImportState, draft: DraftGraph, chosen: Choice, result: View) -> Outputs:
     return Outputs(
         state.name,
         chosen.tensor,
@@ -282,25 +298,42 @@ def _outputs(state: ImportState, chosen: Choice, result: View) -> Outputs:
         tuple(size for size in state.sample_shape if size > 1),
         result.after,
         chosen.largest,
+        coded=isinstance(draft.ops[draft.output], FloatTensorOutput),
     )
 
 
 def _set_loss(state: ImportState, draft: DraftGraph, result: View, choice: LossChoice) -> None:
-    """Gives the head its loss, and its rows the order of the file's outputs, or of the input."""
-    head = draft.ops[draft.output]
-    assert isinstance(head, FloatHead)
-    rows = state.roles_of(result.tensor).channels
+    """Gives the ending its loss, and a head's rows the file's order of outputs, or the input's.
+
+    Raises ModelError for a picture that is to be the input, but has its axes in another order.
+    """
+    ending = draft.ops[draft.output]
+    roles = state.roles_of(result.tensor)
+    rows = [*roles.channels, *roles.height, *roles.width]
     order = [rows.index(axis) for group in result.dims for axis in group]
-    place = np.arange(len(head.bias)).reshape([axis.size for axis in rows]).transpose(order)
+    place = np.arange(math.prod(roles.shape)).reshape([axis.size for axis in rows])
+    place = place.transpose(order)
     layout = state.sample_layout
     if choice.loss == "mse" and choice.target_scale is None and layout is not None:
         place = place.reshape(1, *state.sample_shape)
         place = layout.arrange(place, state.shapes[state.input])
     chosen = place.reshape(-1)
+    if isinstance(ending, FloatTensorOutput):
+        same = draft.shapes[ending.input] == draft.shapes[draft.input]
+        if choice.loss == "mse" and not (same and np.array_equal(chosen, np.sort(chosen))):
+            shown, wanted = (list(draft.shapes[name]) for name in (ending.input, draft.input))
+            raise ModelError(
+                f"model '{state.name}': its output is a picture {shown} whose values don't stand "
+                f"for the input's {wanted} one by one: export it with the output's dimensions in "
+                "the order of the input's"
+            )
+        draft.ops[draft.output] = dataclasses.replace(ending, loss=choice.loss)
+        return
+    assert isinstance(ending, FloatHead)
     draft.ops[draft.output] = dataclasses.replace(
-        head,
-        weight=head.weight[chosen],
-        bias=head.bias[chosen],
+        ending,
+        weight=ending.weight[chosen],
+        bias=ending.bias[chosen],
         loss=choice.loss,
         target_scale=choice.target_scale,
     )

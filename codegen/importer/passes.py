@@ -3,12 +3,14 @@
 `PASSES` is the whole list, in order. Each takes the draft and changes it in one way: sums and
 products with constants go into the layer before them or become a depthwise layer of their own,
 activations become the clamp of the operation before them where nothing else reads that one, and
-the last layer becomes the head.
+the last layer becomes the head, if the outputs are no picture.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -16,14 +18,17 @@ import numpy as np
 from codegen.errors import ModelError
 from codegen.graph.floats import (
     NO_CLAMP,
+    ChannelsFirst,
     Clamp,
     Clamped,
     Coding,
     FloatConv,
     FloatHead,
+    FloatTensorOutput,
     StoredIntegers,
 )
-from codegen.graph.ir import Padding, Unary
+from codegen.graph.ir import MOST_OUTPUTS, Padding, Unary
+from codegen.graph.names import identifier
 from codegen.importer.dilation import crop_to_padding, drop_returns, undilate
 from codegen.importer.draft import DraftGraph, remove_unused
 from codegen.importer.functions import fuse_products, merge_functions
@@ -285,30 +290,45 @@ def pool_before_classifier(draft: DraftGraph) -> None:
     draft.ops[pool.output] = dataclasses.replace(conv, input=conv.output, output=pool.output)
 
 
-def last_layer_to_head(draft: DraftGraph) -> None:
-    """The matrix that makes the output; its output is wide on the device, coded or not."""
+def end_with_outputs(draft: DraftGraph) -> None:
+    """What the outputs are: those of the matrix that makes them, which are wide on the device,
+    coded or not, or the codes of the tensor itself where that is a picture.
+
+    A vector that has the input's shape counts as one, if no matrix without an activation makes it.
+    """
     last = draft.ops.get(draft.output)
     if last is None:
         raise ModelError("the model has no layer between input and output; export it again")
-    ends = f"the output is made by '{last.name}'"
-    needed = (
-        "must end in a Gemm, or MatMul and Add, or 1x1 Conv, with an optional Softmax or Sigmoid"
-    )
-    before = "leave out what comes behind that, or name what makes its tensor with --output"
-    if not isinstance(last, FloatConv):
-        raise ModelError(f"{ends}; a model {needed}: {before}")
-    if last.clamp != NO_CLAMP:
-        raise ModelError(f"{ends}, with an activation; a model {needed}: {before}")
-    outputs, height, width = draft.shapes[last.output]
-    if (height, width) != (1, 1) or last.groups != 1 or last.padding != Padding():
+    shape = draft.shapes[draft.output]
+    if isinstance(last, FloatConv) and _is_matrix(last, shape):
+        weight = last.weight.reshape(shape[0], -1)
+        draft.ops[draft.output] = FloatHead(last.name, last.input, last.output, weight, last.bias)
+        draft.codings.pop(draft.output, None)
+        return
+    if shape[1:] == (1, 1) and shape != draft.shapes[draft.input]:
+        clamped = isinstance(last, Clamped) and last.clamp != NO_CLAMP
         raise ModelError(
-            f"{ends}, which isn't fully connected: it makes {[outputs, height, width]}; a model "
-            f"{needed}: a picture, as of an autoencoder, is made by a Gemm with a Reshape behind it"
+            f"the output is made by '{last.name}'{', with an activation' * clamped}; a model must "
+            "end in a Gemm, or MatMul and Add, or 1x1 Conv, with an optional Softmax or Sigmoid, "
+            "or in a picture: leave out what comes behind that, or name what makes its tensor with "
+            "--output"
         )
-    draft.ops[last.output] = FloatHead(
-        last.name, last.input, last.output, last.weight.reshape(outputs, -1), last.bias
-    )
-    draft.codings.pop(last.output, None)
+    size = math.prod(shape)
+    if size > MOST_OUTPUTS:
+        raise ModelError(
+            f"the output is made by '{last.name}' and has {size} values, {list(shape)}; a device "
+            f"has room for {MOST_OUTPUTS} at most: use a smaller input"
+        )
+    taken = {identifier(op.name) for op in draft.ops.values()} | {*draft.ops, *draft.shapes}
+    name = next(n for i in itertools.count(1) if (n := f"outputs_{i}") not in taken)
+    draft.ops[name] = FloatTensorOutput(name, draft.output, name)
+    draft.output = name
+
+
+def _is_matrix(conv: FloatConv, shape: ChannelsFirst) -> bool:
+    """Whether ``conv``, whose output has ``shape``, is fully connected, without an activation."""
+    whole = shape[1:] == (1, 1) and conv.padding == Padding() and conv.groups == 1
+    return whole and conv.clamp == NO_CLAMP
 
 
 PASSES: tuple[Callable[[DraftGraph], None], ...] = (
@@ -333,6 +353,6 @@ PASSES: tuple[Callable[[DraftGraph], None], ...] = (
     split_groups,
     separate_clamps,
     remove_idle_clamps,
-    last_layer_to_head,
+    end_with_outputs,
     clamp_to_codes,
 )

@@ -13,7 +13,15 @@ from numpy.typing import NDArray
 from codegen.arithmetic.forward import Parameters, convolution, head
 from codegen.arithmetic.integers import Ints
 from codegen.graph import ir
-from codegen.graph.floats import FloatConv, FloatGraph, FloatHead, FloatOp, Values, inputs_of
+from codegen.graph.floats import (
+    FloatConv,
+    FloatGraph,
+    FloatHead,
+    FloatOp,
+    FloatTensorOutput,
+    Values,
+    inputs_of,
+)
 from codegen.graph.ir import Padding
 from codegen.operators import operator_of
 from codegen.operators.base import activated
@@ -21,7 +29,7 @@ from codegen.operators.windows import windows
 
 
 def evaluate(graph: FloatGraph, x: NDArray[np.floating]) -> dict[str, Values]:
-    """All tensors of a batch ``x`` (N, C, H, W): name → (N, C, H, W), head's output (N, O)."""
+    """All tensors of a batch ``x`` (N, C, H, W): name → (N, C, H, W), outputs (N, O)."""
     values = {graph.input: np.asarray(x, dtype=np.float64)}
     values.update({op.output: result for op, _, result in execute(graph, x)})
     return values
@@ -50,6 +58,8 @@ def evaluate_op(op: FloatOp, inputs: list[Values]) -> Values:
     if isinstance(op, FloatConv):
         result = convolve(inputs[0], op.weight, op.groups, op.stride, op.padding)
         return activated(result + op.bias[:, np.newaxis, np.newaxis], op.clamp)
+    if isinstance(op, FloatTensorOutput):
+        return inputs[0].reshape(len(inputs[0]), -1)
     if isinstance(op, FloatHead):
         flat = inputs[0].reshape(len(inputs[0]), -1)
         return np.asarray(flat @ op.weight.T + op.bias, dtype=np.float64)
@@ -81,10 +91,13 @@ def convolve(
 
 
 def output_of(graph: ir.Graph, op: ir.Op, inputs: Sequence[Ints]) -> Ints:
-    """What ``op`` makes of its inputs as it is compiled: codes; of the head its wide outputs.
+    """What ``op`` makes of its inputs as it is compiled: codes; of the ending the outputs.
 
     Arrays are int64 codes (..., height, width, channels).
     """
+    if isinstance(op, ir.TensorOutput):
+        zero = graph.tensors[op.input].zero_point
+        return inputs[0].reshape(*inputs[0].shape[:-3], -1) - zero
     if isinstance(op, ir.Head):
         return head(graph, op, inputs[0], Parameters.of(op))
     if isinstance(op, (ir.Conv, ir.DepthwiseConv)):

@@ -147,11 +147,11 @@ _HANDLERS: Mapping[str, Handler] = {
     "Pow": Handler(_power, "a table by code, one with what follows", "exponents but 2 and 3"),
     "Selu": _of(_selu, "exact to one rounding"),
     "Sigmoid": _of(
-        lambda node: ("sigmoid", X), "exact to one rounding; with Mul, Swish; at the end the loss"
+        lambda node: ("sigmoid", X), "exact to one rounding; with Mul, Swish; of answers the loss"
     ),
     "Softplus": _of(lambda node: ("softplus", X), "exact to one rounding"),
     "Swish": _of(_swish, "exact to one rounding"),
-    "Tanh": _of(lambda node: ("tanh", X), "exact to one rounding", "at the end of the network"),
+    "Tanh": _of(lambda node: ("tanh", X), "exact to one rounding", "behind the last matrix"),
 }  # fmt: skip
 
 

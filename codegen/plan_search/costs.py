@@ -151,7 +151,7 @@ def weight_state_bytes(program: Program) -> dict[str, int]:
 
 def _kind(program: Program, tensor: str) -> str:
     layer, kind = tensor.rsplit(".", 1)
-    return "head" if layer == program.graph.head.name else kind
+    return "head" if layer == program.graph.ending.name else kind
 
 
 def rest_of(report: PlanReport) -> int:

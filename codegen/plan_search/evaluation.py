@@ -20,7 +20,7 @@ from codegen.errors import ModelError, PlanError
 from codegen.firmware.bundle import Bundle, PlanInfo
 from codegen.firmware.graph_file import load_graph
 from codegen.firmware.host_engine import HostEngine
-from codegen.graph.floats import FloatGraph, channels_last, loss_of
+from codegen.graph.floats import FloatGraph, loss_of
 from codegen.graph.ir import Graph
 from codegen.host_toolchain import Progress
 from codegen.importer.model import import_model
@@ -114,7 +114,7 @@ def evaluate_bundle(
     return Evaluation(
         bundle=str(bundle.path),
         plan=plan.name,
-        loss=graph.head.loss,
+        loss=graph.ending.loss,
         epochs=schedule.epochs,
         learning_rate=schedule.learning_rate,
         trained_samples=len(training) if schedule.epochs else 0,
@@ -125,23 +125,23 @@ def evaluate_bundle(
 
 
 def figures(graph: Graph, outputs: NDArray[np.float64], samples: Samples) -> Figures:
-    """How good real ``outputs`` (n, outputs) of the head of ``graph`` are for ``samples``."""
+    """How good real ``outputs`` (n, outputs) of ``graph`` are for ``samples``."""
     count, labels = len(samples), samples.labels
-    if graph.head.loss == "cross-entropy":
+    if graph.ending.loss == "cross-entropy":
         below = outputs - outputs.max(axis=1, keepdims=True)
         picked = below[np.arange(count), labels]
         losses = np.log(np.exp(below).sum(axis=1)) - picked
         predicted = outputs.argmax(axis=1)
         tables = [_confusion(labels, predicted, outputs.shape[1])]
         return Figures(count, float(losses.mean()), float((predicted == labels).mean()), tables)
-    if graph.head.loss == "binary":
+    if graph.ending.loss == "binary":
         truth = labels[:, np.newaxis] >> np.arange(outputs.shape[1]) & 1
         losses = np.logaddexp(0.0, np.where(truth == 1, -outputs, outputs))
         answers = (outputs >= 0).astype(np.int64)
         tables = [_confusion(*pair, 2) for pair in zip(truth.T, answers.T, strict=True)]
         right = float((answers == truth).all(axis=1).mean())
         return Figures(count, float(losses.mean()), right, tables)
-    if graph.head.loss == "none":
+    if graph.ending.loss == "none":
         return Figures(count, None)
     wanted = _wanted(graph, samples)
     error = outputs - wanted
@@ -164,12 +164,12 @@ def _confusion(truth: NDArray[np.int64], found: NDArray[np.int64], classes: int)
 
 def _wanted(graph: Graph, samples: Samples) -> NDArray[np.float64]:
     """Real targets (n, outputs)."""
-    source, head = graph.tensors[graph.input], graph.head
+    source, ending = graph.tensors[graph.input], graph.ending
     flat = samples.codes.reshape(len(samples), -1)
-    if head.target_scale is None:
+    if ending.target_scale is None:
         return source.scale * (flat.astype(np.float64) - source.zero_point)
     targets = np.ascontiguousarray(flat[:, source.size :]).view("<i2")
-    return head.target_scale * targets.astype(np.float64)
+    return ending.target_scale * targets.astype(np.float64)
 
 
 def _scored(
@@ -179,20 +179,20 @@ def _scored(
     exact: NDArray[np.float64] | None,
     tell: Progress,
 ) -> Figures:
-    outputs = np.empty((len(samples), graph.head.bias.size))
+    outputs = np.empty((len(samples), graph.ending.outputs))
     tell("scoring", 0, len(samples))
     for index, (codes, label) in enumerate(zip(samples.codes, samples.labels, strict=True)):
         engine.score(codes, int(label))
         outputs[index] = engine.logits * logit_scale(graph)
     tell("scoring", len(samples), len(samples))
     found = figures(graph, outputs, samples)
-    if exact is None or graph.head.loss not in ("cross-entropy", "binary"):
+    if exact is None or graph.ending.loss not in ("cross-entropy", "binary"):
         return found
     return replace(found, agreement=_agreement(graph, outputs, exact))
 
 
 def _agreement(graph: Graph, a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
-    if graph.head.loss == "binary":
+    if graph.ending.loss == "binary":
         return float(((a >= 0) == (b >= 0)).all(axis=1).mean())
     return float((a.argmax(axis=1) == b.argmax(axis=1)).mean())
 
@@ -205,7 +205,7 @@ def _float_model(bundle: Bundle, graph: Graph, model: Path | str) -> FloatGraph:
             "compile this one"
         )
     output = bundle.report.loss.output or None
-    return import_model(model, loss_of(graph.head), output=output)
+    return import_model(model, loss_of(graph.ending), output=output)
 
 
 def _float_outputs(source: FloatGraph, graph: Graph, samples: Samples) -> NDArray[np.float64]:
@@ -217,9 +217,7 @@ def _float_outputs(source: FloatGraph, graph: Graph, samples: Samples) -> NDArra
     flat = samples.codes.reshape(len(samples), -1)[:, : tensor.size].astype(np.float64)
     x = (tensor.scale * (flat - tensor.zero_point)).reshape(-1, *tensor.shape)
     x = x.transpose(0, 3, 1, 2)
-    output = source.head.output
+    output = source.ending.output
     parts = [evaluate(source, x[at : at + _BATCH])[output] for at in range(0, len(x), _BATCH)]
-    outputs = np.concatenate(parts)
-    if not source.head.reconstructs:
-        return outputs
-    return outputs[:, channels_last(source.shapes[source.input])]
+    outputs: NDArray[np.float64] = np.concatenate(parts)[:, source.output_order]
+    return outputs

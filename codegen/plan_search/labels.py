@@ -8,12 +8,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from codegen.errors import CalibrationError
-from codegen.graph.ir import Head
+from codegen.graph.ir import Ending
 from codegen.importer.labels import Labels
 
 
 def labels_of(
-    head: Head, y: NDArray[np.generic] | None, count: int, path: Path | str
+    ending: Ending, y: NDArray[np.generic] | None, count: int, path: Path | str
 ) -> NDArray[np.int64]:
     """A label (n,) for each of ``count`` samples: classes, or bits of a binary loss.
 
@@ -21,11 +21,11 @@ def labels_of(
     (of one output a number each will do). Losses of other kinds have labels 0, whatever ``y`` is.
     Raises CalibrationError for what isn't such.
     """
-    if head.loss not in ("cross-entropy", "binary"):
+    if ending.loss not in ("cross-entropy", "binary"):
         return np.zeros(count, np.int64)
-    outputs = head.bias.size
+    outputs = ending.outputs
     wanted = f"row of {outputs} zeros and ones" if outputs > 1 else "0 or 1"
-    if head.loss == "cross-entropy":
+    if ending.loss == "cross-entropy":
         wanted = "class"
     if y is None:
         raise CalibrationError(f"{path}: no array 'y'; give one {wanted} per sample")
@@ -38,7 +38,7 @@ def labels_of(
             f"{path}: y has words, as '{y.reshape(-1)[0]}'; give numbers of classes, which "
             "`tinyfleet compile` prints beside the names that the model file has for them"
         )
-    if head.loss == "binary":
+    if ending.loss == "binary":
         bits = given.bits(outputs)
         if bits is None:
             raise CalibrationError(shown)
@@ -57,10 +57,10 @@ def labels_of(
 
 
 def targets_of(
-    head: Head, y: NDArray[np.generic] | None, count: int, path: Path | str
+    ending: Ending, y: NDArray[np.generic] | None, count: int, path: Path | str
 ) -> NDArray[np.float64]:
     """Targets (n, outputs). Raises CalibrationError where ``y`` isn't that."""
-    outputs = head.bias.size
+    outputs = ending.outputs
     if y is None or y.dtype.kind not in "iuf" or y.ndim == 0 or len(y) != count:
         raise CalibrationError(f"{path}: give targets as floats y (samples, {outputs})")
     if y.size != count * outputs:

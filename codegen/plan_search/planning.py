@@ -117,9 +117,9 @@ class _Planning:
                 f"the last {self.last} layers are to be analysed, the model has {layers} "
                 "convolutions"
             )
-        if graph.head.loss != "cross-entropy":
+        if graph.ending.loss != "cross-entropy":
             raise PlanError(
-                f"model {graph.name} has the loss {graph.head.loss}; plans are searched for "
+                f"model {graph.name} has the loss {graph.ending.loss}; plans are searched for "
                 "classifiers only, by their accuracy. Write a plan by hand, or take the default "
                 "ones"
             )

@@ -78,7 +78,7 @@ def load_samples(path: Path | str, graph: Graph, source: FloatGraph | None = Non
     Raises CalibrationError for a file that is missing or damaged, or doesn't fit the model.
     """
     x, y, group = _arrays(
-        path, needs_labels=not graph.head.reconstructs and graph.head.loss != "none"
+        path, needs_labels=not graph.ending.reconstructs and graph.ending.loss != "none"
     )
     height, width, channels = graph.tensors[graph.input].shape
     expected = (channels, height, width)
@@ -97,15 +97,15 @@ def load_samples(path: Path | str, graph: Graph, source: FloatGraph | None = Non
             f"{path}: x of shape {x.shape}; the model's input '{graph.input}' needs "
             f"{shapes_taken(expected, in_file)}{turned}"
         )
-    labels = labels_of(graph.head, y, len(x), path)
+    labels = labels_of(graph.ending, y, len(x), path)
     if len(x) < LEAST_SAMPLES:
         raise CalibrationError(
             f"{path}: {len(x)} samples; at least {LEAST_SAMPLES} are needed, hundreds are better"
         )
     codes = _codes(x, graph, path)
-    if graph.head.target_scale is not None:
-        targets = targets_of(graph.head, y, len(x), path)
-        codes = with_targets(codes, targets, graph.head.target_scale)
+    if graph.ending.target_scale is not None:
+        targets = targets_of(graph.ending, y, len(x), path)
+        codes = with_targets(codes, targets, graph.ending.target_scale)
     return Samples(codes, labels, _groups(group, len(x), path))
 
 

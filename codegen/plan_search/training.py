@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from codegen.compile import build_host_engine
 from codegen.firmware.host_engine import HostEngine
-from codegen.graph.ir import Graph, Head, Op
+from codegen.graph.ir import Ending, Graph, Head, Op
 from codegen.host_toolchain import Progress
 from codegen.plan_search.samples import Samples
 from codegen.program import blob
@@ -105,7 +105,7 @@ class Features:
 
 
 def _output(op: Op) -> str:
-    assert not isinstance(op, Head)
+    assert not isinstance(op, Ending)
     return op.output
 
 
@@ -115,7 +115,7 @@ def _outputs(graph: Graph, tensor: str, codes: NDArray[np.int8]) -> NDArray[np.i
     made = next(i for i, op in enumerate(graph.ops[:-1]) if _output(op) == tensor)
     # A head of its own keeps the tensor in the arena: it is read again when the head is trained.
     reader = Head(
-        name=graph.head.name,
+        name=graph.ending.name,
         input=tensor,
         weight=np.zeros((2, math.prod(shape)), np.int16),
         weight_scale=1.0,

@@ -127,7 +127,7 @@ def published_by(graph: Graph, plans: Iterable[Plan]) -> Weights:
 
     Without a loss nothing is trained, and all of it may be replaced.
     """
-    if graph.head.loss == "none":
+    if graph.ending.loss == "none":
         return all_published(graph)
     trained = {name for plan in plans for name in trained_tensors(graph, plan)}
     return split(graph, trained)

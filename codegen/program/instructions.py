@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from codegen.graph.ir import Conv, DepthwiseConv, Head, inputs_of
+from codegen.graph.ir import Conv, DepthwiseConv, Head, TensorOutput, inputs_of
 from codegen.program.steps import Program, Step
 
 
@@ -61,6 +61,7 @@ RATES: Mapping[str, Rates] = MappingProxyType(
         "average_pool_input_gradient": Rates(elements=25.11),
         "bias_update": Rates(elements=1.88, values=84.56),
         "binary_cross_entropy": Rates(elements=450.06),
+        "coded_squared_error": Rates(elements=119.4),
         "concat_forward": Rates(elements=0.69),
         "concat_input_gradient": Rates(elements=4.5),
         "convolution_forward": Rates(
@@ -116,6 +117,8 @@ RATES: Mapping[str, Rates] = MappingProxyType(
 def work_of(program: Program, call: Step) -> Work:
     """What ``call``, a step of ``program`` or a stage of one, goes through."""
     graph, op = program.graph, call.op
+    if isinstance(op, TensorOutput):
+        return Work(elements=op.outputs)
     if isinstance(op, Head):
         backward = call.kernel == "head_input_gradient"
         return Work(macs=call.macs, elements=op.weight.shape[1 if backward else 0])

@@ -15,7 +15,7 @@ from types import MappingProxyType
 
 import numpy as np
 
-from codegen.graph.ir import Conv, DepthwiseConv, Graph, Head, inputs_of
+from codegen.graph.ir import Conv, DepthwiseConv, Ending, Graph, Head, inputs_of
 from codegen.program import memory_plan, scratch, streaming
 from codegen.program.blob import Parameter, parameters
 from codegen.program.memory_plan import Buffer, Overlap
@@ -168,7 +168,7 @@ class _Draft:
         ends = [
             index + 1
             for index, op in enumerate(self.graph.ops)
-            if isinstance(op, Head) or op.output not in streamed
+            if isinstance(op, Ending) or op.output not in streamed
         ]
         return [range(start, end) for start, end in itertools.pairwise([0, *ends])]
 

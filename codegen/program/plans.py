@@ -18,7 +18,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from codegen.errors import PlanError
-from codegen.graph.ir import Conv, Graph
+from codegen.graph.ir import Conv, DepthwiseConv, Graph, Head
 
 FORMAT: Literal["tinyfleet-plan/1"] = "tinyfleet-plan/1"
 State = Literal["q8.8", "int8-stochastic"]
@@ -256,11 +256,11 @@ def resolve(plan_spec: PlanSpec, graph: Graph) -> Plan:
     a layer named twice, settings that aren't supported, and a plan that trains nothing.
     """
     name = f"plan {plan_spec.name!r}"
-    if graph.head.loss == "none":
+    if graph.ending.loss == "none":
         raise PlanError(f"{name}: a model without a loss isn't trained; leave out the plan")
     layers = {op.name: op for op in graph.convolutions}
     order = list(layers)
-    loss = graph.head.loss
+    loss = graph.ending.loss
     if plan_spec.loss not in (None, loss):
         raise PlanError(
             f"{name}: loss {plan_spec.loss!r} isn't supported; that of this model is {loss!r} "
@@ -286,13 +286,16 @@ def resolve(plan_spec: PlanSpec, graph: Graph) -> Plan:
         weights.append(WeightUpdate(item.layer, _channels(item, channels, name)))
     weights.sort(key=lambda item: order.index(item.layer))
     _once([item.layer for item in weights], f"{name}: weights")
-    if not biases and not weights and not plan_spec.head:
-        raise PlanError(f"{name} trains nothing: name biases or weights, or set head to true")
+    has_head = isinstance(graph.ending, Head)
+    head = plan_spec.head and has_head
+    if not biases and not weights and not head:
+        remedy = "name biases or weights" + (", or set head to true" if has_head else "")
+        raise PlanError(f"{name} trains nothing: {remedy}")
     plan = Plan(
         name=plan_spec.name,
         biases=tuple(biases),
         weights=tuple(weights),
-        head=plan_spec.head,
+        head=head,
         state="q8.8" if plan_spec.state == "auto" else plan_spec.state,
         accumulate=plan_spec.accumulate,
         momentum_q8=min(round(plan_spec.momentum * 256), 255),
@@ -304,7 +307,7 @@ def resolve(plan_spec: PlanSpec, graph: Graph) -> Plan:
 def _personal(marks: Sequence[str], graph: Graph, plan: Plan, name: str) -> tuple[str, ...]:
     """The tensors that ``marks`` name, in the order of the delta."""
     trained = trained_tensors(graph, plan)
-    head = graph.head.name
+    head = graph.ending.name
     of_head = (f"{head}.bias", f"{head}.weight")
     chosen: set[str] = set()
     for mark in marks:
@@ -363,15 +366,16 @@ def default_plans(graph: Graph) -> list[Plan]:
     last two thirds, the head, and input channels of the last pointwise weights until about 6.5 %
     of the parameters are trained. Full: every layer. In very small models two of them can train
     the same values; then only the smaller one is returned. The head of an autoencoder is as
-    large as a layer gets: only the full plan trains it. Without a loss there is one plan, which
-    trains nothing.
+    large as a layer gets: only the full plan trains it. Outputs that are a tensor have no head.
+    Without a loss there is one plan, which trains nothing.
     """
-    if graph.head.loss == "none":
+    ending = graph.ending
+    if ending.loss == "none":
         return [Plan("infer", (), (), False, "q8.8", loss="none")]
     order = [op.name for op in graph.convolutions]
     third = -(-len(order) // 3)
-    loss = graph.head.loss
-    head = not graph.head.reconstructs
+    loss, has_head = ending.loss, isinstance(ending, Head)
+    head = not ending.reconstructs
     small = Plan("small", tuple(order[len(order) - third :]), (), head, "q8.8", loss=loss)
     middle_biases = tuple(order[max(0, len(order) - 2 * third) :])
     middle_weights = _middle_weights(graph, middle_biases, head)
@@ -379,7 +383,7 @@ def default_plans(graph: Graph) -> list[Plan]:
     everything = tuple(
         WeightUpdate(op.name, tuple(range(op.weight.shape[-1]))) for op in graph.convolutions
     )
-    full = Plan("full", tuple(order), everything, True, "q8.8", loss=loss)
+    full = Plan("full", tuple(order), everything, has_head, "q8.8", loss=loss)
     distinct: dict[str, Plan] = {}
     for plan in (small, middle, full):
         distinct.setdefault(plan.id, plan)
@@ -388,7 +392,7 @@ def default_plans(graph: Graph) -> list[Plan]:
 
 def trained_tensors(graph: Graph, plan: Plan) -> list[str]:
     """Names of the tensors of which ``plan`` trains anything, in the order of its delta."""
-    head = graph.head.name
+    head = graph.ending.name
     return [
         *(f"{layer}.bias" for layer in plan.biases),
         *(f"{update.layer}.weight" for update in plan.weights),
@@ -398,15 +402,14 @@ def trained_tensors(graph: Graph, plan: Plan) -> list[str]:
 
 def parameter_count(graph: Graph) -> int:
     """Number of weights and biases of the model."""
-    layers = [*graph.convolutions, graph.head]
+    layers = [op for op in graph.ops if isinstance(op, (Conv, DepthwiseConv, Head))]
     return sum(op.weight.size + op.bias.size for op in layers)
 
 
 def _middle_weights(
     graph: Graph, biases: tuple[str, ...], with_head: bool
 ) -> tuple[WeightUpdate, ...]:
-    head = graph.head
-    trained = head.weight.size + head.bias.size if with_head else 0
+    trained = graph.head.weight.size + graph.head.bias.size if with_head else 0
     trained += sum(op.bias.size for op in graph.convolutions if op.name in biases)
     budget = MIDDLE_PART * parameter_count(graph) - trained
     pointwise = [
@@ -426,7 +429,7 @@ def _middle_weights(
 def _known(layer: str, order: Sequence[str], graph: Graph, plan: str) -> None:
     if layer in order:
         return
-    if layer == graph.head.name:
+    if isinstance(graph.ending, Head) and layer == graph.ending.name:
         raise PlanError(f'{plan}: {layer!r} is the head; train it with "head": true')
     raise PlanError(
         f"{plan}: the model has no layer {layer!r}{_nearest(layer, order)}; "

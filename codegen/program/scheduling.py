@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from codegen.graph.ir import Graph, Head, Op, inputs_of
+from codegen.graph.ir import Ending, Graph, Op, inputs_of
 
 
 def peak_bytes(graph: Graph, order: Sequence[Op]) -> int:
@@ -17,7 +17,7 @@ def peak_bytes(graph: Graph, order: Sequence[Op]) -> int:
     last_reader = {name: index for index, op in enumerate(order) for name in inputs_of(op)}
     live = peak = 0
     for index, op in enumerate(order):
-        if not isinstance(op, Head):
+        if not isinstance(op, Ending):
             live += graph.tensors[op.output].size
         peak = max(peak, live)
         for name in set(inputs_of(op)) - {graph.input}:
@@ -51,6 +51,6 @@ def _earliest(order: Sequence[Op], index: int) -> int:
     needed = set(inputs_of(order[index]))
     for before in range(index - 1, -1, -1):
         op = order[before]
-        if not isinstance(op, Head) and op.output in needed:
+        if not isinstance(op, Ending) and op.output in needed:
             return before + 1
     return 0

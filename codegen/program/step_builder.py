@@ -14,12 +14,14 @@ from types import MappingProxyType
 from codegen.graph.ir import (
     Conv,
     DepthwiseConv,
+    Ending,
     Graph,
     Head,
     Loss,
     Op,
     Operation,
     Tensor,
+    TensorOutput,
     inputs_of,
 )
 from codegen.operators import operator_of
@@ -38,6 +40,9 @@ _LOSS_KERNELS: Mapping[Loss, str] = MappingProxyType(
         "mse": "mean_squared_error",
     }
 )
+
+CODED_LOSS = "coded_squared_error"
+"""That of outputs that are a tensor's codes."""
 
 
 @dataclass
@@ -88,7 +93,7 @@ def _tensors_that_need_errors(graph: Graph, trained: Iterable[str]) -> set[str]:
     needed: set[str] = set()
     wanted = set(trained)
     for op in graph.ops:
-        if isinstance(op, Head):
+        if isinstance(op, Ending):
             continue
         own = {f"{op.name}.weight", f"{op.name}.bias"} & wanted
         if own or any(name in needed for name in inputs_of(op)):
@@ -133,7 +138,7 @@ class StepBuilder:
     def loss_and_backward(self) -> Part:
         """The rest of the program; fills ``error_index``."""
         self._part = Part()
-        if self.graph.head.loss != "none":
+        if self.graph.ending.loss != "none":
             self._loss()
             self._backward()
             self.buffer(SCALES, SCALE_BYTES * len(self.error_index))
@@ -204,6 +209,8 @@ class StepBuilder:
             buffers = {"input": self.activation(op.input)}
             self.step("forward", "head_forward", op, buffers, macs=op.weight.size)
             return
+        if isinstance(op, TensorOutput):
+            return
         output = self.graph.tensors[op.output]
         buffers = {"output": self.buffer(self.activation(op.output), output.size)}
         if op.output in self.needs_error and self._saturates(op):
@@ -256,10 +263,15 @@ class StepBuilder:
         return isinstance(op, Parameterized) or operator_of(op).saturates(self.graph, op)
 
     def _loss(self) -> None:
-        head = self.graph.head
-        self.error_index["error logits"] = len(self.error_index)
-        error = self.buffer("error logits", 2 * head.bias.size)
-        self.step("loss", _LOSS_KERNELS[head.loss], head, {"error": error})
+        ending = self.graph.ending
+        name, kernel, operands = "error logits", _LOSS_KERNELS[ending.loss], {}
+        if isinstance(ending, TensorOutput):
+            name, kernel = f"error {ending.input}", CODED_LOSS
+            operands = {"input": self.activation(ending.input)}
+            self._errors[ending.input] = name
+        self.error_index[name] = len(self.error_index)
+        error = self.buffer(name, 2 * ending.outputs)
+        self.step("loss", kernel, ending, {**operands, "error": error})
 
     # Backward.
 
@@ -267,7 +279,7 @@ class StepBuilder:
         for op in reversed(self.graph.ops):
             if isinstance(op, Head):
                 self._head_backward(op)
-            elif op.output not in self.needs_error:
+            elif isinstance(op, TensorOutput) or op.output not in self.needs_error:
                 continue
             elif isinstance(op, Parameterized):
                 self._convolution_backward(op)

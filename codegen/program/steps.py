@@ -12,7 +12,7 @@ from itertools import pairwise
 from types import MappingProxyType
 from typing import Literal, NamedTuple, TypeAlias, get_args
 
-from codegen.graph.ir import Graph, Op
+from codegen.graph.ir import Graph, Op, TensorOutput
 from codegen.graph.names import identifier
 from codegen.program import memory_plan
 from codegen.program.plans import Plan
@@ -102,7 +102,9 @@ def step_function(plan: int, number: int, step: Step) -> str:
 
 def bytes_beside_arena(graph: Graph, state_bytes: int) -> int:
     """What the pool has beside an arena: state, logits, alignment."""
-    return 8 + round_up(state_bytes, 8) + round_up(4 * graph.head.bias.size, 8)
+    ending = graph.ending
+    logits = 0 if isinstance(ending, TensorOutput) else ending.outputs
+    return 8 + round_up(state_bytes, 8) + round_up(4 * logits, 8)
 
 
 @dataclass(frozen=True)
@@ -133,6 +135,14 @@ class Program:
         """What ``tf_engine_pool_bytes`` asks for: arena, state, logits, alignment."""
         beside = bytes_beside_arena(self.graph, self.state_bytes)
         return round_up(self.arena_bytes, 8) + beside
+
+    @property
+    def output_offset(self) -> int | None:
+        """Where outputs that are codes lie in the arena; None where they are logits."""
+        ending = self.graph.ending
+        if not isinstance(ending, TensorOutput):
+            return None
+        return self.offsets[f"activation {ending.input}"]
 
     @property
     def tensor_state_bytes(self) -> dict[str, int]:

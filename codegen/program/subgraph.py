@@ -8,7 +8,7 @@ whole graph would be trained.
 from __future__ import annotations
 
 from codegen.errors import ModelError
-from codegen.graph.ir import Graph, Head, inputs_of
+from codegen.graph.ir import Ending, Graph, inputs_of
 from codegen.program.plans import Plan
 
 
@@ -64,5 +64,5 @@ def frozen_cut(graph: Graph, plan: Plan) -> str:
 
 
 def _outputs(graph: Graph) -> list[str]:
-    """What each operation makes, in order; the head's logits are no tensor."""
-    return [op.output for op in graph.ops if not isinstance(op, Head)]
+    """What each operation makes, in order; the outputs of the ending are none."""
+    return [op.output for op in graph.ops if not isinstance(op, Ending)]

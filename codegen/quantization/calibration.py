@@ -255,7 +255,7 @@ class TensorStatistics:
 
 def uncoded(graph: FloatGraph) -> list[str]:
     """Tensors of ``graph`` whose coding must be measured, in execution order."""
-    free = {graph.head.output}
+    free = {graph.ending.output}
     for op in graph.ops:
         if isinstance(op, Operation) and operator_of(op).keeps_coding:
             free.add(op.output)

@@ -192,7 +192,7 @@ def check_integers(graph: ir.Graph, float_graph: FloatGraph) -> list[Finding]:
 
 def check_logits(graph: FloatGraph, head: HeadStatistics) -> list[Finding]:
     """Whether outputs of classes, or of yes and no, are too far apart for the usual rate."""
-    if graph.head.loss not in ("cross-entropy", "binary") or not head.margins:
+    if graph.ending.loss not in ("cross-entropy", "binary") or not head.margins:
         return []
     margin = float(np.median(head.margins))
     if margin <= RESOLVED_NATS:

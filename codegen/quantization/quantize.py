@@ -23,6 +23,7 @@ from codegen.graph.floats import (
     FloatConv,
     FloatGraph,
     FloatHead,
+    FloatTensorOutput,
     channels_last,
 )
 from codegen.operators import operator_of
@@ -114,6 +115,9 @@ def assemble(graph: FloatGraph, codings: Mapping[str, Coding]) -> ir.Graph:
             assembly.ops.append(_convolution(op, source, result))
         elif isinstance(op, FloatHead):
             assembly.ops.append(_head(graph, op, assembly.tensors[op.input]))
+        elif isinstance(op, FloatTensorOutput):
+            size = assembly.tensors[op.input].size
+            assembly.ops.append(ir.TensorOutput(op.name, op.input, size, op.loss))
         else:
             operator_of(op).quantize(op, assembly)
     return ir.Graph(graph.name, graph.input, assembly.tensors, tuple(assembly.ops))
@@ -210,10 +214,7 @@ def head_values(
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Weight and bias of the head, real numbers in the order of the device."""
     weight = op.weight[:, channels_last(graph.shapes[op.input])]
-    if not op.reconstructs:
-        return weight, op.bias
-    rows = channels_last(graph.shapes[graph.input])  # outputs in the order of the device's input
-    return weight[rows], op.bias[rows]
+    return weight[graph.output_order], op.bias[graph.output_order]
 
 
 def _head(graph: FloatGraph, op: FloatHead, source: ir.Tensor) -> ir.Head:

@@ -24,7 +24,7 @@ from codegen.arithmetic.integers import Ints
 from codegen.arithmetic.layers import logit_scale
 from codegen.errors import BundleError
 from codegen.graph import ir
-from codegen.graph.floats import FloatGraph, Values, channels_last
+from codegen.graph.floats import FloatGraph, Values
 from codegen.operators.execution import evaluate_op, execute, output_of
 from codegen.quantization.calibration import Method, batches
 from codegen.quantization.checks import Finding
@@ -94,13 +94,13 @@ def load_report(path: Path) -> QuantizationReport:
 def simulate(graph: ir.Graph, codes: NDArray[np.int8]) -> dict[str, Values]:
     """Real values of all tensors for input codes (N, H, W, C): name → (N, C, H, W).
 
-    The head's name gives its outputs (N, O): logits, or the input in the order (H, W, C).
+    The ending's name gives the outputs (N, O): logits, or a picture in the order (H, W, C).
     """
     made = {graph.input: codes.astype(np.int64)}
     values = {graph.input: _real(graph.tensors[graph.input], made[graph.input])}
     for op in graph.ops:
         result = output_of(graph, op, [made[name] for name in ir.inputs_of(op)])
-        if isinstance(op, ir.Head):
+        if isinstance(op, ir.Ending):
             values[op.name] = _real_outputs(graph, result)
         else:
             made[op.output] = result
@@ -110,12 +110,12 @@ def simulate(graph: ir.Graph, codes: NDArray[np.int8]) -> dict[str, Values]:
 
 def compare(float_graph: FloatGraph, graph: ir.Graph, samples: NDArray[np.floating]) -> Comparison:
     """Errors of ``graph`` against the float graph that it was made of, for samples (N, C, H, W)."""
-    classes = graph.head.loss == "cross-entropy"
+    classes = graph.ending.loss == "cross-entropy"
     same_class = 0
-    outputs = float_graph.head.output
+    outputs = float_graph.ending.output
     rows = [(graph.input, "Input", graph.input)]
     rows += [
-        (op.name, type(op).__name__, outputs if isinstance(op, ir.Head) else op.output)
+        (op.name, type(op).__name__, outputs if isinstance(op, ir.Ending) else op.output)
         for op in graph.ops
     ]
     accumulated, own = ({name: _Accumulator() for _, _, name in rows} for _ in range(2))
@@ -159,7 +159,7 @@ def _executed_side_by_side(
 ) -> Iterator[tuple[str, _Compared]]:
     """Every tensor of ``graph`` by name.
 
-    The head's outputs have their name in the float graph: the head's own may be that of a tensor.
+    The outputs have their name in the float graph: the ending's own may be that of a tensor.
     Tensors are dropped after their last reader.
     """
     tensors = graph.tensors
@@ -176,15 +176,15 @@ def _executed_side_by_side(
         made = output_of(graph, op, [codes[name] for name in names])
         alone = output_of(graph, op, [rounded[name] for name in names])
         inputs = [_real(tensors[name], rounded[name]) for name in names]
-        if isinstance(op, ir.Head):
-            head, order = float_graph.head, _output_order(float_graph)
-            outputs = next(result for done, _, result in executed if done is head)
+        if isinstance(op, ir.Ending):
+            ending, order = float_graph.ending, float_graph.output_order
+            outputs = next(result for done, _, result in executed if done is ending)
             yield (
-                head.output,
+                ending.output,
                 _Compared(
                     outputs[:, order],
                     _real_outputs(graph, made),
-                    evaluate_op(head, inputs)[:, order],
+                    evaluate_op(ending, inputs)[:, order],
                     _real_outputs(graph, alone),
                 ),
             )
@@ -208,13 +208,6 @@ def _executed_side_by_side(
         for source in set(names):
             if last_reader[source] == op.name:
                 del exact[source], codes[source], rounded[source]
-
-
-def _output_order(float_graph: FloatGraph) -> NDArray[np.intp]:
-    """The head's outputs of the float graph in the device's order."""
-    if float_graph.head.reconstructs:
-        return channels_last(float_graph.shapes[float_graph.input])
-    return np.arange(len(float_graph.head.bias))
 
 
 @dataclass
@@ -255,5 +248,5 @@ def _real(tensor: ir.Tensor, codes: Ints) -> Values:
 
 
 def _real_outputs(graph: ir.Graph, outputs: Ints) -> Values:
-    """Real values of what the head makes."""
+    """Real values of what the ending makes."""
     return np.asarray(logit_scale(graph) * outputs, dtype=np.float64)

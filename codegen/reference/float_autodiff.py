@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from codegen.arithmetic.layers import logit_scale
-from codegen.graph.ir import Conv, DepthwiseConv, Graph, Head, inputs_of
+from codegen.graph.ir import Conv, DepthwiseConv, Ending, Graph, Head, inputs_of
 from codegen.operators import operator_of
 from codegen.program import blob
 from codegen.program.steps import INPUT
@@ -32,7 +32,7 @@ def real_gradients(
     """Tensor name → dL/d(one integer step of it), float64, in the tensor's shape.
 
     ``activations`` has the int8 codes of every tensor, ``masks`` 1 where the clamp changed
-    nothing, ``logits`` the head's integer outputs; ``label`` is the sample's class (for cross
+    nothing, ``logits`` the integer outputs; ``label`` is the sample's class (for cross
     entropy) or the bits of its outputs (for the binary loss), ``targets`` the codes of its targets.
     """
     tensors = graph.tensors
@@ -45,14 +45,17 @@ def real_gradients(
     def send(tensor: str, error: NDArray[np.float64]) -> None:
         errors[tensor] = errors[tensor] + error if tensor in errors else error
 
-    head = graph.head
-    features = activations[head.input].ravel() - tensors[head.input].zero_point
-    gradients[f"{head.name}.weight"] = np.outer(of_outputs, features) * unit
-    gradients[f"{head.name}.bias"] = of_outputs * unit
-    of_features = of_outputs @ weights[f"{head.name}.weight"] * unit
-    send(head.input, of_features.reshape(tensors[head.input].shape))
+    ending = graph.ending
+    of_steps = of_outputs * unit
+    of_features = of_steps
+    if isinstance(ending, Head):
+        features = activations[ending.input].ravel() - tensors[ending.input].zero_point
+        gradients[f"{ending.name}.weight"] = np.outer(of_outputs, features) * unit
+        gradients[f"{ending.name}.bias"] = of_steps
+        of_features = of_outputs @ weights[f"{ending.name}.weight"] * unit
+    send(ending.input, of_features.reshape(tensors[ending.input].shape))
     for op in reversed(graph.ops):
-        if isinstance(op, Head):
+        if isinstance(op, Ending):
             continue
         error = errors[op.output]
         if not isinstance(op, (Conv, DepthwiseConv)):
@@ -99,16 +102,16 @@ def _loss_gradient(
     label: int,
     targets: Values | None,
 ) -> NDArray[np.float64]:
-    """dL/d(each output of the head), in real units on both sides."""
-    head = graph.head
-    if head.loss == "mse":
+    """dL/d(each output), in real units on both sides."""
+    ending = graph.ending
+    if ending.loss == "mse":
         source = graph.tensors[graph.input]
         wanted = source.scale * (activations[graph.input].ravel() - source.zero_point)
-        if head.target_scale is not None:
+        if ending.target_scale is not None:
             assert targets is not None
-            wanted = head.target_scale * targets
+            wanted = ending.target_scale * targets
         return np.asarray(2 * (outputs - wanted) / wanted.size)
-    if head.loss == "binary":
+    if ending.loss == "binary":
         bits = label >> np.arange(outputs.size) & 1
         return np.asarray((1 / (1 + np.exp(-outputs)) - bits) / outputs.size)
     probability = np.exp(outputs - outputs.max())

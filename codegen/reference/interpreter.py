@@ -27,6 +27,7 @@ from codegen.arithmetic.integers import (
     step_gain,
 )
 from codegen.arithmetic.layers import (
+    CODE_UNITS,
     INT32_MAX,
     Gain,
     TargetArithmetic,
@@ -34,10 +35,11 @@ from codegen.arithmetic.layers import (
     head_arithmetic,
     target_arithmetic,
 )
-from codegen.graph.ir import Conv, DepthwiseConv, Head, Operation, Tensor
+from codegen.graph.ir import Conv, DepthwiseConv, Head, Operation, Tensor, TensorOutput
 from codegen.operators import operator_of
 from codegen.operators.execution import clamped
 from codegen.program import blob
+from codegen.program.step_builder import activation_buffer
 from codegen.program.steps import INPUT, KEEP, Phase, Program, Step, Updates
 
 EXP2_TABLE = np.array([round(2.0 ** (30 - i / 64)) for i in range(65)])
@@ -97,7 +99,8 @@ def binary_error(gain: Gain, logits: Ints, label: int) -> tuple[Ints, int, int]:
 def squared_error(constants: TargetArithmetic, values: Ints, wanted: Ints) -> tuple[Ints, int, int]:
     """Error codes, their exponent, and the loss times 2^16.
 
-    ``values`` are the head's outputs, ``wanted`` the target's codes less their zero point.
+    ``values`` are the outputs, codes of a tensor in 256ths; ``wanted`` the target's codes less
+    their zero point.
     """
     exact = [int(w) * constants.target_scale.mantissa for w in wanted]
     in_units = [round_shift(value, -constants.target_scale.exponent) for value in exact]
@@ -106,8 +109,12 @@ def squared_error(constants: TargetArithmetic, values: Ints, wanted: Ints) -> tu
     shift = max(abs(value) for value in scaled).bit_length() - 15
     codes = np.clip([round_shift(value, shift) for value in scaled], -32767, 32767)
     exponent = constants.error_scale.exponent + shift
-    total = int((codes**2).sum()) * len(codes)
-    left = 2 * exponent - 2 + 16
+    squares = int((codes**2).sum())
+    total, left = squares * len(codes), 2 * exponent - 2 + 16
+    if constants.loss_scale is not None:
+        dropped = max(squares.bit_length() - 40, 0)
+        total = (squares >> dropped) * constants.loss_scale.mantissa
+        left = 2 * exponent + constants.loss_scale.exponent + dropped + 16
     loss = total << left if left > 0 else total >> -left
     return codes.astype(np.int64), exponent, min(loss, UINT32_MAX)
 
@@ -129,7 +136,8 @@ class Interpreter:
         self.velocities: dict[str, Ints] = {}
         self.arrays: dict[str, Ints] = {}
         self.errors: dict[str, Error] = {}
-        self.logits = np.zeros(self.graph.head.bias.size, np.int64)
+        self.logits = np.zeros(self.graph.ending.outputs, np.int64)
+        """What the last forward pass has made: of outputs that are codes, less their zero point."""
         self.loss_q16 = 0
         self.label = 0
         self.targets = np.zeros(0, np.int64)
@@ -148,6 +156,7 @@ class Interpreter:
             "cross_entropy": self._cross_entropy,
             "binary_cross_entropy": self._binary_cross_entropy,
             "mean_squared_error": self._mean_squared_error,
+            "coded_squared_error": self._coded_squared_error,
             "head_input_gradient": self._head_input_gradient,
             "head_update": self._head_update,
             "error_mask": self._error_mask,
@@ -167,17 +176,24 @@ class Interpreter:
     def score(self, sample: NDArray[np.int8], label: int) -> int:
         """Forward and loss; returns the predicted class, or the bits of all outputs from 0 on.
 
+        Outputs that are codes predict no class: 0.
+
         ``sample`` has the input's codes, and the bytes of targets behind them where the loss has
         any.
         """
-        source, head = self._tensor(self.graph.input), self.graph.head
+        source, ending = self._tensor(self.graph.input), self.graph.ending
         codes, targets = np.split(sample.ravel(), [source.size])
         self.targets = np.frombuffer(targets.tobytes(), "<i2").astype(np.int64)
         self.arrays = {INPUT: codes.reshape(source.shape).astype(np.int64)}
         self.label = label
         self._run("forward")
+        if isinstance(ending, TensorOutput):
+            made = self.arrays[activation_buffer(self.graph, ending.input)]
+            self.logits = made.ravel() - self._tensor(ending.input).zero_point
         self._run("loss")
-        if head.loss == "binary":
+        if isinstance(ending, TensorOutput):
+            return 0
+        if ending.loss == "binary":
             return int(((self.logits >= 0) << np.arange(self.logits.size)).sum())
         return int(np.argmax(self.logits))
 
@@ -237,7 +253,7 @@ class Interpreter:
 
     def _is_int8(self, tensor: str) -> bool:
         layer, kind = tensor.rsplit(".", 1)
-        return kind == "weight" and layer != self.graph.head.name
+        return kind == "weight" and layer != self.graph.ending.name
 
     def _run(self, phase: Phase) -> None:
         for step in self.program.phase(phase):
@@ -328,6 +344,16 @@ class Interpreter:
             target_arithmetic(self.graph, op), self.logits, wanted
         )
         self.errors = {step.buffers["error"]: Error(codes, exponent)}
+
+    def _coded_squared_error(self, step: Step) -> None:
+        op = step.op
+        assert isinstance(op, TensorOutput)
+        wanted = self.arrays[INPUT].ravel() - self._tensor(self.graph.input).zero_point
+        codes, exponent, self.loss_q16 = squared_error(
+            target_arithmetic(self.graph, op), self.logits * CODE_UNITS, wanted
+        )
+        shaped = codes.reshape(self._tensor(op.input).shape)
+        self.errors = {step.buffers["error"]: Error(shaped, exponent)}
 
     # Backward: errors.
 

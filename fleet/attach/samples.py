@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from codegen.firmware.bundle import InputInfo
+from codegen.firmware.bundle import ActivationInfo
 from fleet.errors import ConfigurationError
 from fleet.protocol.manifest import Manifest
 from simulator.world import digits
@@ -35,7 +35,7 @@ class Recording:
 
 def input_codes(manifest: Manifest, x: NDArray[Any]) -> NDArray[np.int8]:
     """Samples (n, H, W, C) as the int8 codes that a device's sensor driver would log."""
-    return InputInfo.model_validate(manifest.model.input.model_dump()).codes(x)
+    return ActivationInfo.model_validate(manifest.model.input.model_dump()).codes(x)
 
 
 def deal_digits(names: Sequence[str], seed: int) -> list[digits.DeviceSamples]:

@@ -18,6 +18,9 @@ from numpy.typing import NDArray
 
 from codegen.firmware.boards import Board
 from codegen.firmware.bundle import Bundle, PlanInfo
+from codegen.firmware.graph_file import load_graph
+from codegen.firmware.program_file import load_programs
+from codegen.program.step_builder import activation_buffer
 from simulator.errors import MeasureError
 from simulator.machines import unicorn_board
 from simulator.machines.counting import InstructionCounter
@@ -156,8 +159,20 @@ class ImageEngine:
 
     @property
     def logits(self) -> NDArray[np.int32]:
-        """Logits of the last forward pass, in units of the manifest's logit_scale."""
+        """Logits of the last forward pass, in units of the manifest's logit_scale.
+
+        Of outputs that are a tensor's codes, these less their zero point: between ``score`` and
+        what is called next.
+        """
         fields = self._fields()
+        output = self._bundle.manifest.model.output
+        if output is not None:
+            graph, _ = load_graph(self._bundle)
+            name = activation_buffer(graph, graph.ending.input)
+            program = load_programs(self._bundle)[self.plan.id]
+            offset = next(buffer.offset for buffer in program.buffers if buffer.name == name)
+            data = self.machine.read_memory(fields[_ARENA] + offset, graph.ending.outputs)
+            return np.frombuffer(data, np.int8).astype(np.int32) - output.zero_point
         data = self.machine.read_memory(fields[_LOGITS], 4 * fields[_CLASSES])
         return np.frombuffer(data, "<i4").astype(np.int32)
 

@@ -21,5 +21,5 @@ def int8_outputs(
     calibration = graph.arrange(x if seen is None else seen) if uncoded(graph) else None
     device = quantize(graph, calibration)
     codes = quantize_input(device, np.moveaxis(graph.arrange(x), 1, -1))
-    outputs: NDArray[np.float64] = simulate(device, codes)[device.head.name]
+    outputs: NDArray[np.float64] = simulate(device, codes)[device.ending.name]
     return outputs

@@ -14,10 +14,11 @@ from codegen.graph.floats import (
     FloatGraph,
     FloatHead,
     FloatOp,
+    FloatTensorOutput,
     conv_output_shape,
     window_output_shape,
 )
-from codegen.graph.ir import Graph, Loss, Padding
+from codegen.graph.ir import Graph, Head, Loss, Padding
 from codegen.operators.add import FloatAdd
 from codegen.operators.average_pool import AveragePool
 from codegen.operators.channel_max import ChannelMax
@@ -115,6 +116,15 @@ class _Network:
             by_x = (0,) * ((width + 1) // 2), tuple(range(0, width, 2))
             places = (by_y[0], by_x[0]), (by_y[1], by_x[1])
         op = Rearrange(name, self.last, f"{name}.y", *places)
+        self._append(op, (channels, *op.size))
+
+    def twice(self, name: str, size: tuple[int, int]) -> None:
+        """Each pixel as often as it takes to make a picture of ``size``."""
+        channels, *before = self.shapes[self.last]
+        rows, columns = (
+            [i * old // new for i in range(new)] for old, new in zip(before, size, strict=True)
+        )
+        op = Rearrange(name, self.last, f"{name}.y", *by_axis(rows, columns))
         self._append(op, (channels, *op.size))
 
     def concat(self, name: str, other: str) -> None:
@@ -382,6 +392,38 @@ def random_recurrent_graph(seed: int) -> tuple[Graph, np.ndarray]:
     return _quantized(network.finish_flat("cross-entropy"), rng)
 
 
+def random_picture_graph(seed: int) -> tuple[Graph, np.ndarray]:
+    """A network that makes its input's picture without a matrix at the end, and int8 samples
+    (n, H, W, C).
+
+    The picture is halved and made twice as large again; at the end stands a convolution with or
+    without an activation, a table, or a sum.
+    """
+    rng = np.random.default_rng([seed, 6])
+    size = int(rng.integers(5, 9)), int(rng.integers(5, 9))
+    even = Padding(1, 1, 1, 1)
+    network = _Network(rng, size, int(rng.choice([1, 2, 3])))
+    channels = network.shapes["x"][0]
+    network.conv("stem", int(rng.integers(4, 8)), 3, padding=even)
+    whole = network.last
+    network.conv("down", int(rng.integers(3, 7)), 3, 2, padding=even)
+    network.twice("up", size)
+    network.conv("mix", network.shapes[whole][0], 3, clamp=Clamp(), padding=even)
+    if rng.random() < 0.5:
+        network.add("joined", whole)
+    end = int(rng.integers(4))
+    kernel, clamp = (3, RELU6) if end == 0 else (1, Clamp())
+    network.conv("last", channels, kernel, clamp=clamp, padding=even if kernel == 3 else None)
+    if end == 1:
+        network.function("end", ("sigmoid", X))
+    elif end == 2:
+        branch, network.last = network.last, whole
+        network.conv("other", channels, 1, clamp=Clamp())
+        network.add("end", branch)
+    network.ops.append(FloatTensorOutput("outputs", network.last, "outputs"))
+    return _quantized(FloatGraph("picture", "x", network.shapes, tuple(network.ops)), rng)
+
+
 def random_target_graph(seed: int, loss: Literal["binary", "mse"]) -> tuple[Graph, np.ndarray]:
     """A `random_graph` whose outputs are each a yes or no, or stand for targets.
 
@@ -425,9 +467,9 @@ def full_plan(graph: Graph, state: str = "q8.8") -> Plan:
         name="full",
         biases=tuple(op.name for op in layers),
         weights=tuple(WeightUpdate(op.name, tuple(range(op.weight.shape[-1]))) for op in layers),
-        head=True,
+        head=isinstance(graph.ending, Head),
         state=state,
-        loss=graph.head.loss,
+        loss=graph.ending.loss,
     )
 
 
@@ -447,9 +489,9 @@ def random_plan(graph: Graph, seed: int) -> Plan:
         name=f"random {seed}",
         biases=tuple(op.name for op in layers[first:]),
         weights=tuple(weights),
-        head=bool(rng.random() < 0.8),
+        head=bool(rng.random() < 0.8) and isinstance(graph.ending, Head),
         state=str(rng.choice(["q8.8", "int8-stochastic"])),
         accumulate=int(rng.choice([1, 1, 1, 3])),
         momentum_q8=int(rng.choice([0, 0, 230])),
-        loss=graph.head.loss,
+        loss=graph.ending.loss,
     )

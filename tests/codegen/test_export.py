@@ -44,6 +44,7 @@ from tests.codegen.random_graphs import (
     padded_graph,
     random_gated_graph,
     random_graph,
+    random_picture_graph,
     random_plan,
     random_pooled_graph,
     random_recurrent_graph,
@@ -118,6 +119,12 @@ def test_onnxruntime_has_the_integers_of_gates_and_choices(seed: int) -> None:
 @examples(20)
 def test_onnxruntime_has_the_integers_of_recurrent_cells(seed: int) -> None:
     assert_same_integers(random_recurrent_graph(seed)[0], seed)
+
+
+@given(seed=st.integers(0, 10_000))
+@examples(12)
+def test_onnxruntime_has_the_integers_of_pictures_without_a_head(seed: int) -> None:
+    assert_same_integers(random_picture_graph(seed)[0], seed)
 
 
 @given(seed=st.integers(0, 10_000))
@@ -198,7 +205,14 @@ def pooled(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     return compiled(graph, [full_plan(graph), random_plan(graph, 1)], folder)
 
 
-@pytest.fixture(params=["digits", "pooled"])
+@pytest.fixture(scope="module")
+def picture(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """The reconstruction of its input, without a matrix at the end."""
+    graph, _ = random_picture_graph(3)
+    return compiled(graph, [full_plan(graph)], tmp_path_factory.mktemp("picture") / "bundle")
+
+
+@pytest.fixture(params=["digits", "pooled", "picture"])
 def bundle(request: pytest.FixtureRequest) -> Bundle:
     made: Bundle = request.getfixturevalue(request.param)
     return made

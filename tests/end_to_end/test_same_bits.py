@@ -22,7 +22,12 @@ from codegen.quantization.calibration_set import load_calibration
 from codegen.quantization.quantize import quantize, quantize_input
 from codegen.reference.interpreter import Interpreter
 from simulator.machines.image_engine import ImageEngine
-from tests.codegen.random_graphs import full_plan, random_plan, random_target_graph
+from tests.codegen.random_graphs import (
+    full_plan,
+    random_picture_graph,
+    random_plan,
+    random_target_graph,
+)
 from tests.end_to_end.engines import assert_trains_to_the_same_bits, toolchain_or_skip
 
 DIGITS = Path(__file__).parents[2] / "examples" / "digits"
@@ -106,6 +111,22 @@ def test_yes_or_no_and_targets_leave_the_same_state_everywhere(
         samples,
         [step % 4 for step in range(12)],
         board="stm32f746",
+        toolchain=toolchain_or_skip(compiler),
+        folder=tmp_path,
+    )
+
+
+@pytest.mark.parametrize(("board", "compiler"), [("stm32f746", "gcc"), ("stm32f407", "zig")])
+def test_codes_as_outputs_leave_the_same_state_everywhere(
+    board: str, compiler: Literal["gcc", "zig"], tmp_path: Path
+) -> None:
+    graph, samples = random_picture_graph(6)
+    assert_trains_to_the_same_bits(
+        graph,
+        [full_plan(graph), random_plan(graph, 3)],
+        samples,
+        [0] * 8,
+        board=board,
         toolchain=toolchain_or_skip(compiler),
         folder=tmp_path,
     )

@@ -79,7 +79,7 @@ typedef struct {
     uint32_t weights_bytes;
     uint32_t sample_bytes; /* input, and targets where the loss has them */
     uint32_t labels;       /* those of samples are below it */
-    uint16_t classes;      /* or other outputs */
+    uint16_t classes;      /* or other outputs; 0: see tf_tensor_output */
     uint8_t binary;        /* 1: outputs are yes or no, each for itself */
     uint16_t plan_count;
     const tf_plan *plans;
@@ -87,6 +87,17 @@ typedef struct {
 
 /* Emitted by codegen, one per bundle. */
 extern const tf_model tf_the_model;
+
+/* Outputs that are codes of a tensor, HWC, in the arena: there from tf_engine_predict or
+ * tf_engine_score to what is called next. */
+typedef struct {
+    uint32_t size;
+    int16_t zero_point;
+    const uint32_t *offsets; /* in the arena of each plan, in the model's order */
+} tf_tensor_output;
+
+/* Emitted by codegen where outputs are codes: no logits are then made, and classes is 0. */
+extern const tf_tensor_output tf_the_output;
 
 typedef struct {
     const tf_plan *plan;

@@ -85,6 +85,7 @@
 #define tf_cross_entropy TF_KERNEL(cross_entropy)
 #define tf_binary_cross_entropy TF_KERNEL(binary_cross_entropy)
 #define tf_mean_squared_error TF_KERNEL(mean_squared_error)
+#define tf_coded_squared_error TF_KERNEL(coded_squared_error)
 #define tf_error_mask TF_KERNEL(error_mask)
 #define tf_error_sum TF_KERNEL(error_sum)
 #define tf_error_scale TF_KERNEL(error_scale)

@@ -17,7 +17,7 @@
     member(layer_normalization_forward) member(layer_normalization_input_gradient) \
     member(gather_forward) member(gather_input_gradient) \
     member(rearrange_forward) member(cross_entropy) member(binary_cross_entropy) \
-    member(mean_squared_error) member(error_mask) member(error_sum) member(error_scale) \
+    member(mean_squared_error) member(coded_squared_error) member(error_mask) member(error_sum) member(error_scale) \
     member(rearrange_input_gradient) \
     member(lookup_input_gradient) member(pool_input_gradient) member(max_pool_input_gradient) \
     member(average_pool_input_gradient) member(concat_input_gradient) \

@@ -212,6 +212,14 @@ typedef struct {
     tf_gain error_scale;  /* 2 * unit / size: real derivative per unit of difference */
 } tf_target;
 
+/* The same for outputs that are a tensor's codes: one unit is 1/256 of their scale, and errors are
+ * those of the tensor, so that error_scale has its scale as a further factor. */
+typedef struct {
+    tf_target target;
+    int16_t zero_point; /* of the tensor */
+    tf_gain loss_scale; /* size / (2 * scale)^2: mean of squares from the sum of squared errors */
+} tf_coded_target;
+
 typedef struct {
     uint16_t in_channels, classes;
     int16_t in_zero;
@@ -337,6 +345,9 @@ uint32_t tf_binary_cross_entropy(const tf_head *layer, const int32_t *logits, in
  * error of the values (in real units, not steps). `sample` is the input, and what follows it. */
 uint32_t tf_mean_squared_error(const tf_target *target, const int32_t *values, const int8_t *sample,
                                int16_t *error, tf_scale *scale);
+/* The same of outputs that are a tensor's codes; writes the tensor's error. */
+uint32_t tf_coded_squared_error(const tf_coded_target *target, const int8_t *codes,
+                                const int8_t *sample, int16_t *error, tf_scale *scale);
 
 /* ---- backward. Errors come with their scale and leave with one. ---- */
 

@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 
 from codegen.arithmetic.layers import logit_scale
 from codegen.errors import CalibrationError, ModelError
-from codegen.graph.floats import LossChoice
+from codegen.graph.floats import FloatTensorOutput, LossChoice
 from codegen.importer.model import import_proto
+from codegen.operators.lookup import Lookup
 from codegen.program.lowering import lower
 from codegen.quantization.quantize import quantize, quantize_input
 from codegen.reference.interpreter import Interpreter
@@ -35,7 +36,7 @@ def choice(
         np.savez(samples, **arrays)
     graph = import_proto(model, "net", loss, samples)  # type: ignore[arg-type]
     assert graph.loss_choice is not None
-    assert graph.head.loss == graph.loss_choice.loss
+    assert graph.ending.loss == graph.loss_choice.loss
     return graph.loss_choice
 
 
@@ -169,6 +170,23 @@ def test_a_sigmoid_at_the_end_belongs_to_the_loss(outputs: int, tmp_path: Path) 
     assert len(graph.ops) == 2  # hidden and head
     with pytest.raises(ModelError, match="made by a Sigmoid, and --loss mse is not for such"):
         import_proto(model, "net", "mse")
+
+
+def test_an_autoencoder_may_end_in_a_sigmoid(tmp_path: Path) -> None:
+    model = dense_network((20,), 20, "Sigmoid")
+    with pytest.raises(ModelError, match=r"is this an autoencoder.*--loss mse"):
+        choice(model, tmp_path)
+    graph = import_proto(model, "net", "mse")
+    assert [type(op) for op in graph.ops[-2:]] == [Lookup, FloatTensorOutput]
+    x = np.random.default_rng(5).normal(size=(24, 20)).astype(np.float32)
+    assert choice(model, tmp_path, x=x, y=x).loss == "mse"
+    with pytest.raises(ModelError, match=r"is this an autoencoder.*--loss mse"):
+        choice(model, tmp_path, x=x, y=np.arange(24) % 20)
+    with pytest.raises(ModelError, match=r"targets of its size; .*leave the labels out"):
+        choice(model, tmp_path, x=x, y=2 * x)
+    for loss in ("cross-entropy", "binary"):
+        with pytest.raises(ModelError, match=f"--loss {loss} is not for such; it takes --loss mse"):
+            choice(model, tmp_path, loss)
 
 
 def test_seventeen_answers_are_more_than_a_label_has_bits_for(tmp_path: Path) -> None:

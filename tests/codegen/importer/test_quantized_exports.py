@@ -84,7 +84,7 @@ def test_a_quantized_export_gives_onnxruntimes_outputs(
     graph = quantize(float_graph, measured)
     x = samples[:6]
     expected = outputs(onnx.load(path), x)
-    if graph.head.loss == "mse":
+    if graph.ending.loss == "mse":
         expected = np.moveaxis(
             float_graph.arrange(expected).reshape(len(x), *float_graph.shapes[float_graph.input]),
             1, -1,

@@ -144,6 +144,24 @@ class ConvolutionalAutoencoder(nn.Module):
         return self.fc(self.layers(x).flatten(1)).view(-1, 1, 8, 8)
 
 
+class PictureAutoencoder(nn.Module):
+    """Down by strides, up by transposed layers or by copies: no matrix makes the picture."""
+
+    def __init__(self, transposed: bool) -> None:
+        super().__init__()
+        up = (
+            [nn.ConvTranspose2d(8, 6, 2, 2), nn.ReLU(), nn.ConvTranspose2d(6, 2, 4, 2, 1)]
+            if transposed
+            else [nn.Upsample(scale_factor=4), nn.Conv2d(8, 2, 3, padding=1), nn.Sigmoid()]
+        )
+        self.layers = nn.Sequential(
+            nn.Conv2d(2, 6, 3, 2, 1), nn.ReLU(), nn.Conv2d(6, 8, 3, 2, 1), nn.ReLU(), *up
+        )  # fmt: skip
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layers(x)
+
+
 class ConvNextBlock(nn.Module):
     """Depthwise convolution, then two layers along the channels, which come last."""
 

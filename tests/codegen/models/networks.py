@@ -17,6 +17,7 @@ from tests.codegen.models.convolution_networks import (
     ConvNext,
     ConvolutionalAutoencoder,
     MatchboxNet,
+    PictureAutoencoder,
     ResNext,
     SequenceNetwork,
     ShuffleNet,
@@ -544,6 +545,8 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "gru_keywords": (GruKeywords, (1, 25, 10)),
     "stacked_lstm": (StackedLstm, (16, 6)),
     "both_directions": (BothDirections, (12, 5)),
+    "autoencoder_transposed": (partial(PictureAutoencoder, True), (2, 12, 8)),
+    "autoencoder_copies": (partial(PictureAutoencoder, False), (2, 12, 8)),
 }
 
 FULL_SIZE: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {

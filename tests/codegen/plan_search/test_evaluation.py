@@ -17,6 +17,7 @@ from codegen.plan_search.evaluation import Evaluation, evaluate_bundle, figures
 from codegen.plan_search.samples import Samples
 from codegen.plan_search.training import Schedule
 from tests.codegen.dense_network import dense_network
+from tests.codegen.exported import MODELS
 from tests.codegen.random_graphs import random_graph, random_target_graph
 
 CDDL = Path(__file__).parents[3] / "fleet" / "protocol" / "tinyfleet.cddl"
@@ -75,6 +76,25 @@ def test_one_target_and_a_reconstruction(tmp_path: Path) -> None:
     assert found.after is not None
     assert found.after.loss < found.before.loss / 2
     assert found.before.loss == pytest.approx(found.float_model.loss, rel=0.02)
+
+
+def test_pictures_that_a_convolution_makes_are_measured_as_the_float_model_is_and_learnt(
+    tmp_path: Path,
+) -> None:
+    model, data = MODELS / "autoencoder_copies_script.onnx", tmp_path / "own.npz"
+    shades = RANDOM.uniform(size=(80, 2, 1, 1)) * RANDOM.uniform(size=(80, 1, 12, 1))
+    np.savez(data, x=np.repeat(shades, 8, axis=3).astype(np.float32))
+    bundle = compile_model(model, "stm32f746", None, data, tmp_path / "bundle", CDDL)
+    manifest = bundle.manifest.model
+    assert manifest.output is not None
+    assert (manifest.output.shape, manifest.classes) == ((12, 8, 2), 192)
+    assert not any(plan.plan["head"] for plan in bundle.manifest.plans)
+    plan = bundle.manifest.plan("full")
+    found = evaluate_bundle(bundle, plan, data, Schedule(20, 0.3), model)
+    assert found.after is not None
+    assert found.float_model is not None
+    assert found.before.loss == pytest.approx(found.float_model.loss, rel=0.02)
+    assert found.after.loss < found.before.loss / 2
 
 
 def test_without_epochs_all_samples_are_measured(tmp_path: Path) -> None:

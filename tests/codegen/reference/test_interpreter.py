@@ -25,6 +25,7 @@ from tests.codegen.random_graphs import (
     full_plan,
     random_gated_graph,
     random_graph,
+    random_picture_graph,
     random_pooled_graph,
     random_recurrent_graph,
     random_target_graph,
@@ -138,8 +139,22 @@ def test_loss_of_a_reconstruction_is_the_mean_squared_error_in_real_units() -> N
         assert interpreter.loss_q16 / 2**16 == pytest.approx(expected, rel=2e-3)
 
 
-def test_training_a_reconstruction_lowers_its_error() -> None:
-    graph, samples = random_pooled_graph(3, "mse")
+def test_codes_as_outputs_have_the_loss_and_the_gradients_of_real_arithmetic() -> None:
+    for seed in range(16):
+        graph, samples = random_picture_graph(seed)
+        interpreter = Interpreter(lower(graph, full_plan(graph)))
+        interpreter.train_step(samples[0], 0, 0, 5)
+        tensor = graph.tensors[graph.input]
+        wanted = tensor.scale * (samples[0].ravel().astype(float) - tensor.zero_point)
+        expected = np.mean((interpreter.logits * logit_scale(graph) - wanted) ** 2)
+        assert interpreter.loss_q16 / 2**16 == pytest.approx(expected, rel=2e-3)
+        assert min(cosines(interpreter, 0).values()) >= 0.999
+
+
+@pytest.mark.parametrize(
+    ("graph", "samples"), [random_pooled_graph(3, "mse"), random_picture_graph(12)]
+)
+def test_training_a_reconstruction_lowers_its_error(graph: Graph, samples: np.ndarray) -> None:
     interpreter = Interpreter(lower(graph, full_plan(graph)))
     interpreter.score(samples[0], 0)
     before = interpreter.loss_q16

@@ -28,7 +28,7 @@ from fleet.protocol import device_seed
 from simulator.fleet.fleet import Fleet
 from simulator.machines.device_spec import DeviceSpec
 from tests.codegen.mcunet import MODEL, needs_mcunet
-from tests.codegen.random_graphs import full_plan, random_target_graph
+from tests.codegen.random_graphs import full_plan, random_picture_graph, random_target_graph
 from tests.patience import PATIENCE_SECONDS
 from tests.simulator.conftest import skip_without
 
@@ -263,11 +263,11 @@ def test_slots_that_outlast_their_firmware_count_for_the_same_model_only(
     assert active == {hashlib.sha256(learnt).hexdigest()}
 
 
-@pytest.mark.parametrize("loss", ["binary", "mse"])
-def test_a_round_of_yes_or_no_and_one_of_targets(
-    loss: Literal["binary", "mse"], tmp_path: Path
+@pytest.mark.parametrize("loss", ["binary", "mse", "picture"])
+def test_a_round_of_yes_or_no_one_of_targets_and_one_of_pictures(
+    loss: Literal["binary", "mse", "picture"], tmp_path: Path
 ) -> None:
-    graph, samples = random_target_graph(5, loss)
+    graph, samples = random_picture_graph(3) if loss == "picture" else random_target_graph(5, loss)
     bundle = compile_graph(
         graph,
         load_board("stm32f746"),
@@ -278,7 +278,7 @@ def test_a_round_of_yes_or_no_and_one_of_targets(
         toolchain=find_toolchain(),
     )
     # Bits of the outputs: where they count, more than there are classes.
-    labels = np.arange(9) * 100 if loss == "mse" else np.arange(9) % bundle.manifest.model.labels
+    labels = np.arange(9) * 100 if loss != "binary" else np.arange(9) % bundle.manifest.model.labels
     interpreter = Interpreter(lower(graph, full_plan(graph)))
     held_out = [index for index in range(9) if index % 3 == 2]
     right = [interpreter.score(samples[i], int(labels[i])) == labels[i] for i in held_out]
