@@ -18,6 +18,7 @@ from codegen.importer.layers import (
     matmul,
     pad,
 )
+from codegen.importer.loops import REMEDY
 from codegen.importer.nodes import Node
 from codegen.importer.normalization import (
     group_normalization,
@@ -46,7 +47,7 @@ from codegen.importer.scaling import (
     sub,
     sum_of_all,
 )
-from codegen.importer.selections import gather, slice_, split
+from codegen.importer.selections import gather, reverse_sequence, slice_, split
 from codegen.importer.state import ImportState
 from codegen.importer.upsampling import conv_transpose, resize
 from codegen.operators import OPERATORS
@@ -79,8 +80,7 @@ REMEDIES = {
     ),
     "ArgMax": "end the network in the scores of its classes",
     **dict.fromkeys(CONTROL_FLOW, _UNROLLED),
-    "Loop": f"{_UNROLLED}; tf2onnx makes one of Keras' GRU, and one operator of its LSTM: use "
-    "that, or PyTorch's GRU",
+    "Loop": f"GRU and LSTM layers that Keras writes so are taken; else {REMEDY}",
 }  # fmt: skip
 
 
@@ -356,6 +356,11 @@ _OWN: Mapping[str, Handler] = {
         "depthwise layer behind it",
         "cubic interpolation; aligned corners with linear; the channels; sizes that aren't "
         "constant",
+    ),
+    "ReverseSequence": Handler(
+        reverse_sequence,
+        "Gather of all steps from the last to the first, as Keras writes what goes backwards",
+        "lengths that aren't those of the whole",
     ),
     "Shape": Handler(_shape, "a constant", renames=True),
     "ai.onnx.ml.LinearClassifier": Handler(

@@ -22,11 +22,11 @@ import onnx
 import onnx.version_converter
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx.inliner import inline_local_functions
-from onnx.reference import ReferenceEvaluator
 
 from codegen.errors import ModelError
 from codegen.graph.floats import FloatGraph, FloatHead, FloatTensorOutput, LossChoice
 from codegen.graph.ir import MOST_BINARY_OUTPUTS, Loss, Padding, label_count
+from codegen.importer.constants import Constants, computed
 from codegen.importer.draft import DraftGraph
 from codegen.importer.handlers import (
     CONTROL_FLOW,
@@ -34,6 +34,7 @@ from codegen.importer.handlers import (
     SUPPORTED_OPERATORS,
     unsupported,
 )
+from codegen.importer.loops import find_loops, refuse_loop
 from codegen.importer.loss import Outputs, choose_loss
 from codegen.importer.nodes import Node
 from codegen.importer.normalization import find_normalizations
@@ -42,13 +43,12 @@ from codegen.importer.passes import PASSES
 from codegen.importer.qoperator import to_qdq
 from codegen.importer.quantized import ON_CODES, follow_integers
 from codegen.importer.state import Affine, ImportState
+from codegen.importer.unrolled import find_unrolled
 from codegen.importer.views import View
 
 __all__ = ["OLDEST_OPSET", "SUPPORTED_OPERATORS", "import_model", "import_proto", "load_file"]
 
 OLDEST_OPSET = 13
-
-_ONNXRUNTIME, _FOUR_BITS = "com.microsoft", 21
 
 _REASON = 300  # characters of a reason that onnx gives; its sentences go over several lines
 
@@ -153,10 +153,18 @@ def import_proto(
         opset = OLDEST_OPSET
     try:
         state = ImportState(model.graph, name or model.graph.name or "model")
-        to_qdq(state)
-        find_normalizations(state)
-        chosen = choose_output(state.nodes, state.outputs, output, state.constants)
-        draft, result = _run(state, chosen, opset)
+        try:
+            chosen, draft, result = _read(state, opset, output)
+        except ModelError as error:
+            # Crops and flips come before what tells which of the input's axes are channels.
+            last = state.with_channels_last(model.graph)
+            if last is None:
+                raise
+            try:
+                chosen, draft, result = _read(last, opset, output)
+            except ModelError as other:
+                raise (other if last.progress > state.progress else error) from None
+            state = last
     except _DAMAGE as error:
         raise ModelError(f"the model contradicts itself ({error}); export it again") from error
     outputs = _outputs(state, draft, chosen, result)
@@ -199,14 +207,28 @@ def _converted(model: onnx.ModelProto, opset: int) -> onnx.ModelProto:
         ) from error
 
 
-def _run(state: ImportState, chosen: Choice, opset: int) -> tuple[DraftGraph, View]:
+def _read(state: ImportState, opset: int, output: str | None) -> tuple[Choice, DraftGraph, View]:
+    """What the file computes: which of its outputs, how, and what of the draft that is."""
+    to_qdq(state)
+    find_normalizations(state)
+    constants = Constants(state.nodes, state.constants, opset)
+    find_loops(state, constants)
+    find_unrolled(state, constants)
+    chosen = choose_output(state.nodes, state.outputs, output, state.constants)
+    return chosen, *_run(state, chosen, constants)
+
+
+def _run(state: ImportState, chosen: Choice, constants: Constants) -> tuple[DraftGraph, View]:
     """The draft in its normal form, and the model's output."""
     for node in chosen.nodes:  # before what only decides about it
+        if node.operator == "Loop":
+            refuse_loop(node, constants)
         if node.operator in CONTROL_FLOW:
             node.refuse(unsupported(node.operator))
     for node in chosen.nodes:
         if _is_constant(state, node):
-            _compute(state, node, opset)
+            state.constants.update(computed(node, state.constants, constants.opset))
+            follow_integers(state, node)
             continue
         if chosen.sigmoid and node.outputs[0] == chosen.sigmoid:
             view = state.view(node)
@@ -229,6 +251,7 @@ def _run(state: ImportState, chosen: Choice, opset: int) -> tuple[DraftGraph, Vi
                 "DequantizeLinear before it"
             )
         handler.read(state, node)
+        state.progress += 1
         state.note_rearranged(node)
         if on_codes and ON_CODES[node.operator]:
             state.codes[node.outputs[0]] = state.codes[node.input(0)]
@@ -256,29 +279,6 @@ def _is_constant(state: ImportState, node: Node) -> bool:
     if node.is_foreign or node.operator in _NEVER_COMPUTED:
         return False
     return known or node.operator == "ConstantOfShape"
-
-
-def _compute(state: ImportState, node: Node, opset: int) -> None:
-    """The node's outputs, as ONNX's reference implementation computes them."""
-    inputs = {name: state.constants[name] for name in node.inputs if name}
-    values = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.UNDEFINED, None)
-              for name in inputs]  # fmt: skip
-    results = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.UNDEFINED, None)
-               for name in node.outputs if name]  # fmt: skip
-    proto = onnx.NodeProto()
-    proto.CopyFrom(node.proto)
-    if proto.domain == _ONNXRUNTIME:  # the same as ONNX's own, but it came before that took 4 bits
-        proto.domain, opset = "", max(opset, _FOUR_BITS)
-    graph = onnx.helper.make_graph([proto], node.name, values, results)
-    opsets = [onnx.helper.make_opsetid("", opset)]
-    try:
-        evaluator = ReferenceEvaluator(onnx.helper.make_model(graph, opset_imports=opsets))
-        outputs = [np.asarray(value) for value in evaluator.run(None, inputs)]
-    except Exception as error:  # the reference implementation raises whatever numpy does
-        node.refuse(f"can't be computed from its constants ({error}); export the model again")
-    for result, value in zip(results, outputs, strict=True):
-        state.constants[result.name] = value
-    follow_integers(state, node)
 
 
 def _makes_picture(state: ImportState, view: View) -> bool:

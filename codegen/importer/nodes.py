@@ -36,6 +36,12 @@ class Node:
         """Whether the operator is none of ONNX's own."""
         return "." in self.operator
 
+    @property
+    def subgraphs(self) -> tuple[onnx.GraphProto, ...]:
+        """Bodies and branches of control flow."""
+        values = self.attributes.values()
+        return tuple(value for value in values if isinstance(value, onnx.GraphProto))
+
     def refuse(self, reason: str) -> NoReturn:
         """Raises ModelError with the node's name, its operator and ``reason``."""
         raise ModelError(f"node '{self.name}' ({self.operator}): {reason}")
