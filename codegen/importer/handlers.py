@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from onnx import TensorProto, numpy_helper
 
+from codegen.importer.comparisons import COMPARISONS
 from codegen.importer.layers import (
     concat,
     conv,
@@ -74,10 +75,7 @@ REMEDIES = {
         "train a network in its place (MLPClassifier, MLPRegressor)",
     ),
     "ReduceSum": "use the mean (ReduceMean)",
-    **dict.fromkeys(
-        ("Sqrt", "Reciprocal"),
-        "it is known in a LayerNormalization only: export that in one node (opset 17 or later)",
-    ),
+    "Sqrt": "it is known in a LayerNormalization only: export that in one node (opset 17 or later)",
     "ArgMax": "end the network in the scores of its classes",
     **dict.fromkeys(CONTROL_FLOW, _UNROLLED),
     "Loop": f"GRU and LSTM layers that Keras writes so are taken; else {REMEDY}",
@@ -260,9 +258,13 @@ _OWN: Mapping[str, Handler] = {
         "another scale than the tensor was written with; scales per channel of an activation",
         renames=True,
     ),
-    "Div": Handler(div, "by a constant: " + _CONSTANTS, "division by a tensor"),
+    "Div": Handler(
+        div,
+        "by a constant: " + _CONSTANTS + "; of a number by a tensor: a table by code",
+        "division of a tensor by another",
+    ),
     "Dropout": Handler(ImportState.rename, "nothing", renames=True),
-    "Expand": Handler(expand, "Expand", "shapes that aren't constant"),
+    "Expand": Handler(expand, "as Tile", "shapes that aren't constant"),
     "Flatten": Handler(_flatten, _FREE, renames=True),
     "Gather": Handler(
         gather,
@@ -386,7 +388,12 @@ _OWN: Mapping[str, Handler] = {
     "Squeeze": Handler(_squeeze, _FREE, renames=True),
     "Sub": Handler(sub, "as Add"),
     "Sum": Handler(sum_of_all, "Add, one after the other", "as of Add"),
-    "Tile": Handler(tile, "Expand, or Gather along axes larger than 1", "repeats of the batch"),
+    "Tile": Handler(
+        tile,
+        "Expand, or Gather along axes larger than 1; of a dimension of size 1 behind another one, "
+        "as Keras' UpSampling has it: Rearrange",
+        "repeats of the batch",
+    ),
     "Transpose": Handler(
         _transpose,
         "the same values in another order, which what follows takes into account",
@@ -398,6 +405,7 @@ _OWN: Mapping[str, Handler] = {
 
 HANDLERS: Mapping[str, Handler] = {
     **_OWN,
+    **COMPARISONS,
     **{name: handler for row in OPERATORS for name, handler in row.handlers.items()},
 }
 """By ONNX operator: spellings of several operations are told here, the rest by `OPERATORS`."""

@@ -27,6 +27,7 @@ from codegen.errors import ModelError
 from codegen.graph.floats import FloatGraph, FloatHead, FloatTensorOutput, LossChoice
 from codegen.graph.ir import MOST_BINARY_OUTPUTS, Loss, Padding, label_count
 from codegen.importer.constants import Constants, computed
+from codegen.importer.distributed import find_distributed
 from codegen.importer.draft import DraftGraph
 from codegen.importer.handlers import (
     CONTROL_FLOW,
@@ -214,6 +215,7 @@ def _read(state: ImportState, opset: int, output: str | None) -> tuple[Choice, D
     constants = Constants(state.nodes, state.constants, opset)
     find_loops(state, constants)
     find_unrolled(state, constants)
+    find_distributed(state, constants)
     chosen = choose_output(state.nodes, state.outputs, output, state.constants)
     return chosen, *_run(state, chosen, constants)
 

@@ -248,6 +248,13 @@ class ImportState:
             self._refuse_mixed(node, node.input(index))
         return view, wanted
 
+    def is_other_than_picture(self, view: View) -> bool:
+        """Whether it is settled that the dimensions aren't (batch, channels, [height,] [width])."""
+        roles = self._roles.get(view.tensor)
+        return roles is not None and (
+            not 2 <= len(view.dims) <= 4 or view.dims[0] != () or picture_roles(view.dims) != roles
+        )
+
     def note_rearranged(self, node: Node) -> None:
         """Remembers ``node`` where it moves dimensions. A Transpose is kept before a Reshape, which
         doesn't change the order of elements."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +26,7 @@ from codegen.importer.cells import (
 )
 from codegen.importer.constants import Constants
 from codegen.importer.nodes import Node
+from codegen.importer.parts import Parts, turned
 from codegen.importer.state import ImportState
 
 
@@ -42,20 +43,12 @@ def _may_be_unrolled(nodes: Sequence[Node]) -> bool:
     return {"Sigmoid", "Tanh"} <= operators and any(count > 1 for count in weights.values())
 
 
-class _Entry(NamedTuple):
-    """An entry of one dimension of a tensor."""
-
-    tensor: str
-    axis: int
-    place: int
-
-
 class _Chains:
     """Steps of cells in a file, and the layers that they are."""
 
     def __init__(self, state: ImportState, constants: Constants) -> None:
         self._state, self._constants = state, constants
-        self._makers = {name: node for node in state.nodes for name in node.outputs if name}
+        self._parts = Parts(state.nodes, constants)
         self._zeros = {
             name
             for node in state.nodes
@@ -81,7 +74,9 @@ class _Chains:
         placed: dict[int, list[Node]] = {}
         taken: set[int] = set()
         for chain in self._found():
-            entries = [self._entry(self._names[atom.step.input]) for atom in chain if atom.step]
+            entries = [
+                self._parts.entry(self._names[atom.step.input]) for atom in chain if atom.step
+            ]
             sources = {(entry.tensor, entry.axis) for entry in entries if entry is not None}
             taken_up = [entry.place for entry in entries if entry is not None]
             order = sorted(set(taken_up))
@@ -134,7 +129,7 @@ class _Chains:
         yield self._picked(node, sequence, output_of(node, "steps"), np.array(order), axis)
         sequence = output_of(node, "steps")
         if axis == 1:
-            yield _turned(node, sequence, output_of(node, "X"))
+            yield turned(node, sequence, output_of(node, "X"))
             sequence = output_of(node, "X")
         backwards = next(iter(names.values())) > 0
         yield as_operator(state, node, first, sequence, backwards=backwards)
@@ -151,7 +146,7 @@ class _Chains:
         steps = stack.outputs[0] if axis == 0 else output_of(stack, "steps")
         yield self._picked(stack, every, steps, np.array(order))
         if axis == 1:
-            yield _turned(stack, steps, stack.outputs[0])
+            yield turned(stack, steps, stack.outputs[0])
 
     def _picked(
         self, node: Node, source: str, output: str, index: NDArray[np.int64], axis: int = 0
@@ -164,47 +159,11 @@ class _Chains:
         )  # fmt: skip
 
     def _stacked(self, node: Node, names: Mapping[str, int]) -> tuple[int, list[int]] | None:
-        """Along which new dimension a Concat puts all these together, and in which order."""
-        axis, order = int(node.attributes.get("axis", 0)), []
-        if node.operator != "Concat":
+        """Along which new dimension a Concat puts states together, and in which order."""
+        axis, parts = self._parts.stacked(node)
+        if axis not in (0, 1) or not set(parts) <= names.keys():
             return None
-        for source in node.inputs:
-            maker = self._makers.get(source)
-            if maker is None or maker.operator != "Unsqueeze" or maker.input(0) not in names:
-                return None
-            axes = self._constant(maker.input(1))
-            if axes is None or axes.reshape(-1).tolist() != [axis] or axis not in (0, 1):
-                return None
-            order.append(names[maker.input(0)])
-        return axis, order
-
-    def _entry(self, name: str) -> _Entry | None:
-        """The entry of a longer tensor that ``name`` is."""
-        node = self._makers.get(name)
-        if node is None:
-            return None
-        if node.operator == "Gather":
-            index = self._constant(node.input(1))
-            if index is None or index.ndim:
-                return None
-            return _Entry(node.input(0), int(node.attributes.get("axis", 0)), int(index))
-        part = self._makers.get(node.input(0))
-        axes = self._constant(node.input(1))
-        if node.operator != "Squeeze" or part is None or axes is None or axes.size != 1:
-            return None
-        axis = int(axes.reshape(-1)[0])
-        if part.operator == "Split" and int(part.attributes.get("axis", 0)) == axis:
-            sizes = self._constant(part.input(1))
-            if sizes is None or (sizes == 1).all():
-                return _Entry(part.input(0), axis, part.outputs.index(node.input(0)))
-        if part.operator == "Slice":
-            first, end, along, step = (
-                None if value is None or value.size != 1 else int(value.reshape(-1)[0])
-                for value in map(self._constant, (*part.inputs[1:], "")[:4])
-            )
-            if first is not None and along == axis and end == first + 1 and step in (None, 1):
-                return _Entry(part.input(0), axis, first)
-        return None
+        return axis, [names[name] for name in parts]
 
     def _form(self, name: str) -> Form:
         if name not in self._forms:
@@ -217,11 +176,3 @@ class _Chains:
         """What ``name`` is, unless it is made of the zeros from which steps start: a state."""
         made = name in self._zeros or name in self._forms
         return None if made else self._constants.value(name)
-
-
-def _turned(node: Node, source: str, output: str) -> Node:
-    """Steps and batch, the first two dimensions, in the other order."""
-    return dataclasses.replace(
-        node, operator="Transpose", inputs=(source,), outputs=(output,),
-        attributes={"perm": [1, 0, 2]},
-    )  # fmt: skip

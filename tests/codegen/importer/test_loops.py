@@ -23,11 +23,13 @@ def keras(name: str) -> onnx.ModelProto:
 
 
 def loop_of(model: onnx.ModelProto) -> onnx.NodeProto:
-    return next(node for node in model.graph.node if node.op_type == "Loop")
+    (node,) = (node for node in model.graph.node if node.op_type == "Loop")
+    return node
 
 
 def body_of(model: onnx.ModelProto) -> onnx.GraphProto:
-    return loop_of(model).attribute[0].g
+    graph: onnx.GraphProto = loop_of(model).attribute[0].g
+    return graph
 
 
 def set_constant(model: onnx.ModelProto, name: str, value: np.ndarray) -> None:

@@ -107,7 +107,46 @@ def simple() -> keras.Model:
     return sequential((10, 6), layers.SimpleRNN(5, name="r"))
 
 
-FORMS = (gru_both, unrolled, masked, simple)
+def signal_autoencoder() -> keras.Model:
+    """A window's state, repeated for each of its steps, and a layer for each step by itself."""
+    return keras.Sequential(
+        [
+            layers.Input((6, 4)),
+            layers.LSTM(5, name="encoder"),
+            layers.RepeatVector(6, name="repeated"),
+            layers.LSTM(5, return_sequences=True, name="decoder"),
+            layers.TimeDistributed(layers.Dense(4), name="steps"),
+        ],
+        name="m",
+    )
+
+
+def picture_autoencoder() -> keras.Model:
+    """Pooled and made larger again, by unlike factors."""
+    return keras.Sequential(
+        [
+            layers.Input((6, 8, 2)),
+            layers.Conv2D(4, 3, padding="same", activation="relu"),
+            layers.MaxPooling2D((3, 2)),
+            layers.Conv2D(6, 3, padding="same", activation="relu"),
+            layers.UpSampling2D((3, 2)),
+            layers.Conv2D(2, 3, padding="same", activation="sigmoid"),
+        ],
+        name="m",
+    )
+
+
+def upsampled() -> keras.Model:
+    """Signals at half their rate, beside what they were."""
+    source = layers.Input((12, 5))
+    x = layers.Conv1D(6, 3, padding="same", activation="relu")(source)
+    low = layers.Conv1D(6, 3, padding="same", activation="relu")(layers.MaxPooling1D(2)(x))
+    x = layers.Concatenate()([x, layers.UpSampling1D(2)(low)])
+    x = layers.GlobalAveragePooling1D()(layers.Conv1D(8, 1, activation="relu")(x))
+    return keras.Model(source, layers.Dense(CLASSES)(x), name="m")
+
+
+FORMS = (gru_both, unrolled, masked, simple, signal_autoencoder, picture_autoencoder, upsampled)
 
 
 def sequential(shape: tuple[int, ...], *inner: keras.layers.Layer) -> keras.Model:
