@@ -42,6 +42,7 @@ from codegen.importer.scaling import (
     mul,
     neg,
     p_relu,
+    reduce_sum,
     scaler,
     sub,
     sum_of_all,
@@ -72,11 +73,12 @@ REMEDIES = {
         ),
         "train a network in its place (MLPClassifier, MLPRegressor)",
     ),
-    "ReduceSum": "use the mean (ReduceMean)",
     **dict.fromkeys(
         ("Sqrt", "Reciprocal"),
         "it is known in a LayerNormalization only: export that in one node (opset 17 or later)",
     ),
+    "DepthToSpace": "use ConvTranspose, or Resize and a convolution",
+    "SpaceToDepth": "use a convolution with that stride",
     "ArgMax": "end the network in the scores of its classes",
     **dict.fromkeys(CONTROL_FLOW, _UNROLLED),
     "Loop": f"{_UNROLLED}; tf2onnx makes one of Keras' GRU, and one operator of its LSTM: use "
@@ -327,8 +329,8 @@ _OWN: Mapping[str, Handler] = {
     "Pad": Handler(
         pad,
         "the padding of the convolution or average pool that follows, else Rearrange; channels "
-        "may be last",
-        "other values than 0; dimensions but height and width; negative pads",
+        "may be last; what repeats or mirrors a tensor's own: Gather",
+        "other values than 0; zeros around the channels; negative pads",
     ),
     "QuantizeLinear": Handler(
         quantize_linear,
@@ -347,6 +349,7 @@ _OWN: Mapping[str, Handler] = {
         "convolution, which a plan can train",
         "a part of the channels; channels and rows or columns at once",
     ),
+    "ReduceSum": Handler(reduce_sum, "as ReduceMean, and a product", "as of ReduceMean"),
     "Reshape": Handler(
         _reshape, _FREE, "what neither merges whole dimensions nor splits them", renames=True
     ),

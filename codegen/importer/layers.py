@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +23,9 @@ from codegen.importer.views import (
     size_of,
 )
 from codegen.operators.concat import Concat
+
+_MOST_COPIES = {"edge": np.inf, "reflect": -1.0, "wrap": 0.0}
+"""Modes of Pad that copy, and by how much more than a dimension's size they can pad it."""
 
 # Attributes: one entry per spatial dimension in the file, two here; 1-D layers get height 1.
 
@@ -384,12 +388,18 @@ def _stack(state: ImportState, node: Node, views: list[View], roles: Roles, axis
 
 
 def pad(state: ImportState, node: Node) -> None:
-    """Pad with zeros around height and width, which stand before channels where these are last."""
+    """Pad with zeros around height and width, which stand before channels where these are last, or
+    with what a tensor has elsewhere along a dimension."""
     mode = node.attributes.get("mode", "constant")
+    if mode not in ("constant", *_MOST_COPIES):
+        node.refuse(f"attribute mode = {mode} is unknown; use constant, {', '.join(_MOST_COPIES)}")
     value = float(state.constant(node, 2, "value").reshape(-1)[0]) if node.input(2) else 0.0
     value = state.real_value(node, value)
-    if mode != "constant" or value != 0.0:
-        node.refuse(f"pads with mode {mode} and value {value:g}; only constant zeros are supported")
+    if mode == "constant" and value != 0.0:
+        node.refuse(
+            f"pads with the value {value:g}; supported are zeros, and the modes "
+            f"{', '.join(_MOST_COPIES)}"
+        )
     pads = state.constant(node, 1, "pads").astype(int).reshape(-1).tolist()
     rank = len(state.padded_view(node).dims)
     axes = list(range(rank))
@@ -410,6 +420,9 @@ def pad(state: ImportState, node: Node) -> None:
     if last:
         known = state.roles(node, view, channels_last=True)
         last = view.dims == channels_last_dims(known, rank) != picture_dims(known, rank)
+    if mode != "constant":
+        _pad_with_copies(state, node, mode, {axis: by_axis[axis] for axis in padded})
+        return
     if min(pads) < 0 or 0 in padded or (1 in padded and not last):
         node.refuse(
             f"pads = {pads}; only height and width can be padded, by 0 or more (to widen the "
@@ -422,3 +435,22 @@ def pad(state: ImportState, node: Node) -> None:
     left, right = by_axis.get(columns, (0, 0))
     more = sum_of(Padding(top, left, bottom, right), view.padding)
     state.views[node.outputs[0]] = dataclasses.replace(view, padding=more)
+
+
+def _pad_with_copies(
+    state: ImportState, node: Node, mode: str, pads: Mapping[int, tuple[int, int]]
+) -> None:
+    view = state.view(node)
+    for axis, around in pads.items():
+        size = view.sizes[axis]
+        most = size + _MOST_COPIES[mode]
+        if min(around) < 0 or max(around) > most:
+            possible = "0 or more" if most == np.inf else f"0 to {most:g}"
+            node.refuse(
+                f"pads dimension {axis} by {list(around)}; mode {mode} pads {size} entries by "
+                f"{possible}"
+            )
+        # A pad's modes have the same names there.
+        entries = np.pad(np.arange(size), around, mode=mode)  # type: ignore[call-overload]
+        view = state.take(node, view, axis, entries.tolist())
+    state.views[node.outputs[0]] = view

@@ -188,6 +188,28 @@ SHAPE = np.array([0, -1], dtype=np.int64)
         ),
         classifier(
             [
+                helper.make_node("ReduceSum", ["y", "rows"], ["s"], keepdims=0),
+                helper.make_node("ReduceSum", ["s", "columns"], ["p"], keepdims=0),
+                helper.make_node("MatMul", ["p", "m"], ["logits"]),
+            ],
+            m=normal(6, 5) / 1000,
+            rows=np.array([2]),
+            columns=np.array([-1]),
+        ),
+        classifier(
+            [
+                helper.make_node("Relu", ["y"], ["r"]),
+                helper.make_node("ReduceSum", ["r", "channels"], ["s"]),
+                helper.make_node("Mul", ["r", "s"], ["q"]),
+                helper.make_node("ReduceSum", ["q", "picture"], ["p"], keepdims=0),
+                helper.make_node("MatMul", ["p", "m"], ["logits"]),
+            ],
+            m=normal(6, 5) / 100,
+            channels=np.array([1]),
+            picture=np.array([2, 3]),
+        ),
+        classifier(
+            [
                 helper.make_node("GlobalAveragePool", ["y"], ["p"]),
                 helper.make_node("Constant", [], ["shape"], value=numpy_helper.from_array(SHAPE)),
                 helper.make_node("Reshape", ["p", "shape"], ["f"]),
@@ -221,7 +243,14 @@ SHAPE = np.array([0, -1], dtype=np.int64)
             m=normal(6, 5),
         ),
     ],
-    ids=["mean-matmul-add-softmax", "reshape-dropout-gemm", "squeeze-gemm", "bias-as-add"],
+    ids=[
+        "mean-matmul-add-softmax",
+        "sums-of-rows-and-columns",
+        "sums-of-channels",
+        "reshape-dropout-gemm",
+        "squeeze-gemm",
+        "bias-as-add",
+    ],
 )
 def test_every_way_to_write_the_classifier_evaluates_as_onnxruntime_does(
     proto: onnx.ModelProto,
@@ -297,7 +326,7 @@ CONV = helper.make_node("Conv", ["x", "w"], ["y"], "conv")
         (with_head([CONV, helper.make_node("Clip", ["y", "one"], ["r"], "high")],
                    {"w": W, "one": np.array(1, np.float32)}, "r", 4), "'high'.*must hold 0"),
         (with_head([CONV, helper.make_node("ReduceSum", ["y"], ["r"], "sum")], {"w": W}, "r", 4),
-         r"'sum' \(ReduceSum\).*use the mean"),
+         r"'sum' \(ReduceSum\).*the batch as well; name height and width"),
         (with_head([CONV], {"w": np.full_like(W, np.nan)}, "y", 4), "'conv'.*NaN"),
         (with_head([CONV], {"w": normal(4, 3, 9, 9)}, "y", 4), "'conv'.*larger than the padded"),
         (with_head([CONV], {"w": normal(4, 5, 3, 3)}, "y", 4), "'conv'.*doesn't fit.*3 channels"),
