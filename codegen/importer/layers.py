@@ -298,10 +298,7 @@ def _linear(
             "dimension must have as many elements"
         )
     if not whole and group != roles.channels:
-        node.refuse(
-            f"works along the last dimension of {list(view.sizes)}, which isn't the channels; "
-            "flatten the tensor before it"
-        )
+        view, roles = _with_channels(state, node, 0, view, len(view.dims) - 1)
     channels, height, width = roles.shape
     kernel = (height, width) if whole else (1, 1)
 
@@ -333,7 +330,7 @@ def _linear(
 
 
 def concat(state: ImportState, node: Node) -> None:
-    """Concat of channels."""
+    """Concat along the channels, which a dimension becomes that isn't."""
     views = [
         state.in_order(node, index, state.view(node, index)) for index in range(len(node.inputs))
     ]
@@ -350,15 +347,12 @@ def concat(state: ImportState, node: Node) -> None:
     if beside and len({tuple(shape) for shape in shapes}) == 1:
         _stack(state, node, views, roles[0], axis)
         return
-    for view, role in zip(views, roles, strict=True):
+    for index, (view, role) in enumerate(zip(views, roles, strict=True)):
         others = [group for i, group in enumerate(view.dims) if i != axis]
         spatial = [group for group in others if group != ()]
         wanted = [group for group in (role.height, role.width) if group != ()]
         if view.dims[axis] != role.channels or spatial != wanted:
-            node.refuse(
-                f"attribute axis = {axis} on shapes {shapes}; only channels can be concatenated "
-                "(for flattened pictures: concatenate first, then flatten)"
-            )
+            views[index], roles[index] = _with_channels(state, node, index, view, axis)
     if len({role.shape[1:] for role in roles}) > 1:
         node.refuse(f"concatenates pictures of different sizes: {shapes}")
     name = state.unique(node.name)
@@ -367,6 +361,21 @@ def concat(state: ImportState, node: Node) -> None:
     dims = tuple(channels if i == axis else group for i, group in enumerate(views[0].dims))
     op = Concat(name, tuple(view.tensor for view in views), name)
     state.append(node, op, made, dims)
+
+
+def _with_channels(
+    state: ImportState, node: Node, index: int, view: View, place: int
+) -> tuple[View, Roles]:
+    """Input ``index`` of a tensor whose channels are dimension ``place``, and its axes."""
+    rest = [group for i, group in enumerate(view.dims) if i != place and group != ()]
+    if len(rest) > 2 or view.dims[0] != ():
+        node.refuse(
+            f"works along dimension {place} of {list(view.sizes)}; beside that one only batch and "
+            "two others are supported: reshape the tensor before it"
+        )
+    roles = Roles(view.dims[place], *([()] * (2 - len(rest)) + rest))
+    view = state.views[node.input(index)] = state.transposed(node.name, view, roles)
+    return view, roles
 
 
 def _stack(state: ImportState, node: Node, views: list[View], roles: Roles, axis: int) -> None:

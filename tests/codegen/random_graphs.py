@@ -36,6 +36,7 @@ from codegen.operators.product import FloatProduct
 from codegen.operators.rearrange import OUTSIDE, Rearrange, by_axis
 from codegen.operators.requantize import FloatClamp
 from codegen.operators.scaling import FloatScaling
+from codegen.operators.transpose import Transpose
 from codegen.program.plans import Plan, WeightUpdate
 from codegen.quantization.quantize import quantize, quantize_input
 
@@ -117,6 +118,17 @@ class _Network:
             places = (by_y[0], by_x[0]), (by_y[1], by_x[1])
         op = Rearrange(name, self.last, f"{name}.y", *places)
         self._append(op, (channels, *op.size))
+
+    def transpose(self, name: str, draw: np.random.Generator) -> None:
+        """All elements in an order of rows, columns and parts of the channels."""
+        channels, *size = self.shapes[self.last]
+        part = next((n for n in (3, 2) if channels % n == 0), 1)
+        sizes = (*size, part, channels // part)
+        order = draw.permutation(len(sizes))
+        height, width, *rest = (sizes[axis] for axis in order)
+        shape = (int(np.prod(rest)), height, width)
+        axes = tuple(order.tolist())
+        self._append(Transpose(name, self.last, f"{name}.y", sizes, axes, shape), shape)
 
     def twice(self, name: str, size: tuple[int, int]) -> None:
         """Each pixel as often as it takes to make a picture of ``size``."""
@@ -317,6 +329,9 @@ def random_graph(seed: int, size: int = 6, smooth: bool = True) -> tuple[Graph, 
     network.conv("last", int(rng.integers(4, 12)), int(rng.choice([1, 3])), clamp=clamp)
     if smooth:
         network.function("end", last)
+        turn = np.random.default_rng([seed, 7])
+        if turn.random() < 0.5:
+            network.transpose("turn", turn)
     return _quantized(network.finish(int(rng.integers(2, 8))), rng)
 
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import onnx
 import pytest
 
-from codegen.errors import ModelError
-from codegen.importer.model import import_proto
 from codegen.operators.channel_max import ChannelMax
 from tests.codegen.importer.test_model import Constants, normal, with_head
 from tests.codegen.importer.test_normalization import assert_agrees
@@ -52,19 +50,7 @@ def test_channels_are_reduced_without_their_dimension() -> None:
 
 
 @pytest.mark.parametrize("operator", ["ReduceMean", "ReduceMax"])
-def test_channels_and_rows_are_reduced_one_after_the_other_as_the_message_says(
-    operator: str,
-) -> None:
+def test_channels_and_rows_are_reduced_together(operator: str) -> None:
     stem, weights = conv("x", "stem", 3, 6)
-    ends = [node("Conv", "r w", "end")]
-    weights |= {"w": normal(6, 1, 1, 1)}
-    together = [stem, node(operator, "stem", "r", axes=[1, 2]), *ends]
-    with pytest.raises(ModelError, match=rf"'r' \({operator}\): .* one after the other"):
-        import_proto(with_head(together, weights, "end", 6))
-    apart = [
-        stem,
-        node(operator, "stem", "rows", axes=[2]),
-        node(operator, "rows", "r", axes=[1]),
-        *ends,
-    ]
-    assert_agrees(with_head(apart, weights, "end", 6))
+    nodes = [stem, node(operator, "stem", "r", axes=[1, 2]), node("Conv", "r w", "end")]
+    assert_agrees(with_head(nodes, {**weights, "w": normal(6, 1, 1, 1)}, "end", 6))
