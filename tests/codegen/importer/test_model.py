@@ -188,28 +188,6 @@ SHAPE = np.array([0, -1], dtype=np.int64)
         ),
         classifier(
             [
-                helper.make_node("ReduceSum", ["y", "rows"], ["s"], keepdims=0),
-                helper.make_node("ReduceSum", ["s", "columns"], ["p"], keepdims=0),
-                helper.make_node("MatMul", ["p", "m"], ["logits"]),
-            ],
-            m=normal(6, 5) / 1000,
-            rows=np.array([2]),
-            columns=np.array([-1]),
-        ),
-        classifier(
-            [
-                helper.make_node("Relu", ["y"], ["r"]),
-                helper.make_node("ReduceSum", ["r", "channels"], ["s"]),
-                helper.make_node("Mul", ["r", "s"], ["q"]),
-                helper.make_node("ReduceSum", ["q", "picture"], ["p"], keepdims=0),
-                helper.make_node("MatMul", ["p", "m"], ["logits"]),
-            ],
-            m=normal(6, 5) / 100,
-            channels=np.array([1]),
-            picture=np.array([2, 3]),
-        ),
-        classifier(
-            [
                 helper.make_node("GlobalAveragePool", ["y"], ["p"]),
                 helper.make_node("Constant", [], ["shape"], value=numpy_helper.from_array(SHAPE)),
                 helper.make_node("Reshape", ["p", "shape"], ["f"]),
@@ -245,8 +223,6 @@ SHAPE = np.array([0, -1], dtype=np.int64)
     ],
     ids=[
         "mean-matmul-add-softmax",
-        "sums-of-rows-and-columns",
-        "sums-of-channels",
         "reshape-dropout-gemm",
         "squeeze-gemm",
         "bias-as-add",
