@@ -134,22 +134,50 @@ def test_channels_that_become_pixels_are_a_picture_of_the_inputs_shape(mode: str
         helper.make_node("Conv", ["x", "w"], ["a"], strides=[2, 2], kernel_shape=[2, 2]),
         helper.make_node("DepthToSpace", ["a"], ["y"], blocksize=2, mode=mode),
     ]
-    proto = picture(nodes, {"w": normal(12, 3, 2, 2)})
+    proto = picture(nodes, {"w": normal(12, 3, 2, 2)}, *PICTURE)
     graph = import_proto(proto)
     assert isinstance(graph.ending, FloatTensorOutput)
     assert graph.ending.loss == "mse"
     x = normal(9, 3, 8, 6)
-    expected = run(picture(nodes, {"w": normal(12, 3, 2, 2)}), x)[0]
+    expected = run(picture(nodes, {"w": normal(12, 3, 2, 2)}, *PICTURE), x)[0]
     np.testing.assert_allclose(
         evaluate(graph, x)[graph.ending.output], expected.reshape(9, -1), atol=1e-4
     )
 
 
-def picture(nodes: list[onnx.NodeProto], constants: Constants) -> onnx.ModelProto:
-    """From 'x', 3 by 8 by 6, to 'y' of the same shape."""
-    ends = [
-        helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", 3, 8, 6]) for name in "xy"
+def test_a_state_that_is_repeated_over_time_is_read_by_another_cell() -> None:
+    steps, features, units = 12, 3, 6
+    nodes = [
+        node("Transpose", "x", "first", perm=[1, 0, 2]),
+        helper.make_node("GRU", ["first", "w", "r"], ["", "state"], "encoder", hidden_size=units),
+        node("Transpose", "state", "last", perm=[1, 0, 2]),
+        node("Expand", "last times", "every"),
+        node("Transpose", "every", "repeated", perm=[1, 0, 2]),
+        helper.make_node("GRU", ["repeated", "v", "q"], ["states"], "decoder", hidden_size=units),
+        node("Squeeze", "states direction", "flat"),
+        node("Transpose", "flat", "turned", perm=[1, 0, 2]),
+        node("MatMul", "turned u", "y"),
     ]
+    constants = {
+        "w": normal(1, 3 * units, features), "r": normal(1, 3 * units, units) / 2,
+        "v": normal(1, 3 * units, units), "q": normal(1, 3 * units, units, seed=1) / 2,
+        "times": ints(1, steps, 1), "direction": ints(1), "u": normal(units, features),
+    }  # fmt: skip
+    proto = picture(nodes, constants, 1, steps, features)
+    graph = import_proto(proto)
+    assert graph.ending.loss == "mse"
+    x = normal(9, steps, features)
+    expected = np.stack([run(proto, one[np.newaxis])[0] for one in x])
+    found = evaluate(graph, graph.arrange(x))[graph.ending.output]
+    wanted = graph.arrange(expected.reshape(x.shape))
+    np.testing.assert_allclose(found, wanted.reshape(9, -1), atol=1e-4)
+
+
+def picture(
+    nodes: list[onnx.NodeProto], constants: Constants, *shape: int | str
+) -> onnx.ModelProto:
+    """From 'x' to 'y' of the same shape."""
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name in "xy"]
     values = [onnx.numpy_helper.from_array(value, name) for name, value in constants.items()]
     graph = helper.make_graph(nodes, "test", ends[:1], ends[1:], values)
     proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)])
