@@ -24,7 +24,13 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx.inliner import inline_local_functions
 
 from codegen.errors import ModelError
-from codegen.graph.floats import FloatGraph, FloatHead, FloatTensorOutput, LossChoice
+from codegen.graph.floats import (
+    FloatConv,
+    FloatGraph,
+    FloatHead,
+    FloatTensorOutput,
+    LossChoice,
+)
 from codegen.graph.ir import MOST_BINARY_OUTPUTS, Loss, Padding, label_count
 from codegen.importer.constants import Constants, computed
 from codegen.importer.distributed import find_distributed
@@ -45,7 +51,7 @@ from codegen.importer.qoperator import to_qdq
 from codegen.importer.quantized import ON_CODES, follow_integers
 from codegen.importer.state import Affine, ImportState
 from codegen.importer.unrolled import find_unrolled
-from codegen.importer.views import View
+from codegen.importer.views import Roles, View, picture_roles
 
 __all__ = ["OLDEST_OPSET", "SUPPORTED_OPERATORS", "import_model", "import_proto", "load_file"]
 
@@ -267,11 +273,38 @@ def _run(state: ImportState, chosen: Choice, constants: Constants) -> tuple[Draf
             f"output '{chosen.tensor}' has zeros around it that nothing reads; export the model "
             "without the Pad at its end"
         )
+    result = _in_order(state, chosen.tensor, result)
     state.lay_out_constants()
     draft = DraftGraph(state.input, result.tensor, state.ops, state.shapes, state.codings)
     for run_pass in PASSES:
         run_pass(draft)
     return draft, result
+
+
+def _in_order(state: ImportState, name: str, result: View) -> View:
+    """The output, of a tensor whose channels, height and width are its dimensions if it is a
+    picture, in the places that these have in an input of its shape.
+
+    A matrix at the end sorts its outputs itself.
+    """
+    roles, last = state.roles_of(result.tensor), state.ops.get(result.tensor)
+    by_matrix = isinstance(last, FloatConv | Affine) and roles.height == roles.width == ()
+    if by_matrix or result.dims[0] != () or len(result.dims) not in (3, 4) or result.after:
+        return result
+    wanted = _like_input(state, result)
+    sides = (roles.channels, roles.height, roles.width)
+    if wanted is None and all(group in sides for group in result.dims if group != ()):
+        return result
+    return state.transposed(name, result, wanted or picture_roles(result.dims))
+
+
+def _like_input(state: ImportState, result: View) -> Roles | None:
+    """The output's dimensions as what those of the input are, where it has as many entries."""
+    source, roles = state.views[state.input], state.roles_of(state.input)
+    sides = (roles.channels, roles.height, roles.width)
+    if result.sizes != source.sizes or any(side not in source.dims for side in sides):
+        return None
+    return Roles(*(result.dims[source.dims.index(side)] if side else () for side in sides))
 
 
 def _is_constant(state: ImportState, node: Node) -> bool:
