@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 from onnx.reference import ReferenceEvaluator
 
+from codegen.errors import ModelError
 from codegen.importer.nodes import Node
 
 _ONNXRUNTIME, _FOUR_BITS = "com.microsoft", 21
@@ -62,7 +63,10 @@ class Constants:
             node = self._makers[name]
             inputs = {source: self.value(source) for source in node.inputs if source}
             known = {source: value for source, value in inputs.items() if value is not None}
-            self._values.update(computed(node, known, self.opset))
+            try:
+                self._values.update(computed(node, known, self.opset))
+            except ModelError:  # said where the network needs it
+                self._fixed.difference_update(node.outputs)
         return self._values.get(name)
 
     def is_zero(self, name: str) -> bool:

@@ -77,7 +77,8 @@ REMEDIES = {
     ),
     "Sqrt": "it is known in a LayerNormalization only: export that in one node (opset 17 or later)",
     "ArgMax": "end the network in the scores of its classes",
-    **dict.fromkeys(CONTROL_FLOW, _UNROLLED),
+    "If": f"a branch that constants and shapes decide for is taken; else {_UNROLLED}",
+    "Scan": _UNROLLED,
     "Loop": f"GRU and LSTM layers that Keras writes so are taken; else {REMEDY}",
 }  # fmt: skip
 
@@ -200,6 +201,12 @@ def _cast_like(state: ImportState, node: Node) -> None:
         state.rename(node)
 
 
+def _dropout(state: ImportState, node: Node) -> None:
+    if node.input(2) and state.constant(node, 2, "training_mode").any():
+        node.refuse("its training_mode is true; export the model in inference mode")
+    state.rename(node)
+
+
 def _softmax(state: ImportState, node: Node) -> None:
     view = state.view(node)
     axis = int(node.attributes.get("axis", -1))
@@ -265,7 +272,7 @@ _OWN: Mapping[str, Handler] = {
         "by a constant: " + _CONSTANTS + "; of a number by a tensor: a table by code",
         "division of a tensor by another",
     ),
-    "Dropout": Handler(ImportState.rename, "nothing", renames=True),
+    "Dropout": Handler(_dropout, "nothing", "training mode", renames=True),
     "Expand": Handler(expand, "as Tile", "shapes that aren't constant"),
     "Flatten": Handler(_flatten, _FREE, renames=True),
     "Gather": Handler(

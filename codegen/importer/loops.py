@@ -15,6 +15,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
+from codegen.errors import ModelError
 from codegen.importer.cells import (
     Atom,
     Form,
@@ -49,11 +50,12 @@ def find_loops(state: ImportState, constants: Constants) -> None:
 
 def refuse_loop(node: Node, constants: Constants) -> NoReturn:
     """Says of a loop that `find_loops` has left why."""
+    reason = "it stands in a branch of an If"
     try:
         _layer(node, constants)
-    except _OtherLoop as reason:
-        node.refuse(f"isn't a GRU's or LSTM's: {reason}; {REMEDY}")
-    raise AssertionError(f"{node.name} is a layer")
+    except _OtherLoop as other:
+        reason = str(other)
+    node.refuse(f"isn't a GRU's or LSTM's: {reason}; {REMEDY}")
 
 
 def _replaced(state: ImportState, constants: Constants, node: Node) -> Iterator[Node]:
@@ -62,7 +64,7 @@ def _replaced(state: ImportState, constants: Constants, node: Node) -> Iterator[
         return
     try:
         layer = _layer(node, constants)
-    except _OtherLoop:
+    except (_OtherLoop, ModelError):  # said where the network needs it
         yield node
         return
     yield as_operator(state, node, layer.step, layer.sequence, layer.steps, layer.first)

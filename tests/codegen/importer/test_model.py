@@ -413,25 +413,6 @@ def test_constants_cast_to_the_type_of_an_activation_keep_their_values() -> None
     assert_equals_onnxruntime(proto)
 
 
-def test_control_flow_is_refused_with_the_remedy() -> None:
-    branch = helper.make_graph(
-        [helper.make_node("Identity", ["x"], ["same"])], "branch", [],
-        [helper.make_tensor_value_info("same", TensorProto.FLOAT, [None])],
-    )  # fmt: skip
-    choice = helper.make_node(
-        "If", ["yes"], ["y"], "choice", then_branch=branch, else_branch=branch
-    )
-    with pytest.raises(ModelError, match=r"'choice' \(If\).*without control flow"):
-        import_proto(with_head([choice], {"yes": np.array(True)}, "y", 3))
-    # Not what decides about it, which would go with it.
-    deciding = [
-        helper.make_node("ReduceSum", ["x"], ["sum"], "sum", keepdims=0),
-        helper.make_node("Cast", ["sum"], ["yes"], "decide", to=TensorProto.BOOL),
-    ]
-    with pytest.raises(ModelError, match=r"'choice' \(If\).*without control flow"):
-        import_proto(with_head([*deciding, choice], {}, "y", 3))
-
-
 def test_a_product_of_two_activations_is_called_so() -> None:
     nodes = [
         helper.make_node("Transpose", ["x"], ["t"], perm=[0, 1, 3, 2]),
