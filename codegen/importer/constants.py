@@ -63,6 +63,8 @@ class Constants:
             node = self._makers[name]
             inputs = {source: self.value(source) for source in node.inputs if source}
             known = {source: value for source, value in inputs.items() if value is not None}
+            if len(known) < len(inputs):
+                return None
             try:
                 self._values.update(computed(node, known, self.opset))
             except ModelError:  # said where the network needs it

@@ -83,6 +83,15 @@ REMEDIES = {
 }  # fmt: skip
 
 
+LEFT_OVER = {
+    "Erfc": "tf2onnx leaves it of Keras' exact GELU; use gelu with approximate=True",
+    "Expm1": "tf2onnx leaves it of Keras' CELU; use ELU or SELU",
+    "StatelessRandomUniformV2": "it draws random numbers, as layers that augment samples do; "
+    "export the model without these",
+}
+"""What to say of operators of TensorFlow in files that are said to be ONNX."""
+
+
 def unsupported(operator: str) -> str:
     """What to say of an operator that has no handler."""
     remedy = "change the model to use only these"
@@ -199,6 +208,14 @@ def _cast_like(state: ImportState, node: Node) -> None:
         state.constants[node.outputs[0]] = state.constants[node.input(0)].astype(np.float32)
     else:
         state.rename(node)
+
+
+def _reduce_min(state: ImportState, node: Node) -> None:
+    """The opposite of the largest of what is opposite."""
+    turned, most = (f"{node.outputs[0]}@{role}" for role in ("turned", "most"))
+    neg(state, dataclasses.replace(node, outputs=(turned,)))
+    reduce_max(state, dataclasses.replace(node, inputs=(turned, *node.inputs[1:]), outputs=(most,)))
+    neg(state, dataclasses.replace(node, inputs=(most,)))
 
 
 def _dropout(state: ImportState, node: Node) -> None:
@@ -357,6 +374,7 @@ _OWN: Mapping[str, Handler] = {
         "GlobalAveragePool, or AveragePool over rows or columns; of the channels: a 1x1 "
         "convolution, which a plan can train; of other dimensions with a Transpose before it",
     ),
+    "ReduceMin": Handler(_reduce_min, "as ReduceMax, between two Neg"),
     "ReduceSum": Handler(reduce_sum, "as ReduceMean, and a product"),
     "Reshape": Handler(
         _reshape, _FREE, "what neither merges whole dimensions nor splits them", renames=True

@@ -39,6 +39,7 @@ from codegen.importer.draft import DraftGraph
 from codegen.importer.handlers import (
     CONTROL_FLOW,
     HANDLERS,
+    LEFT_OVER,
     SUPPORTED_OPERATORS,
     unsupported,
 )
@@ -58,6 +59,8 @@ from codegen.operators.transpose import Transpose
 __all__ = ["OLDEST_OPSET", "SUPPORTED_OPERATORS", "import_model", "import_proto", "load_file"]
 
 OLDEST_OPSET = 13
+
+_LEFT_OVER = "the exporter has left it as it was; change the model, or its opset"
 
 _REASON = 300  # characters of a reason that onnx gives; its sentences go over several lines
 
@@ -148,6 +151,7 @@ def import_proto(
 ) -> FloatGraph:
     """Turns a loaded ONNX model into a float graph; options and errors are `import_model`'s."""
     opset = _opset_of(model)
+    _check_operators(model.graph)
     try:
         onnx.checker.check_model(model)
         if model.functions:
@@ -191,6 +195,16 @@ def _opset_of(model: onnx.ModelProto) -> int:
             f"export it with opset {OLDEST_OPSET} or later"
         )
     return int(versions[0])
+
+
+def _check_operators(graph: onnx.GraphProto) -> None:
+    """Refuses operators that ONNX never had, which exporters leave of another framework's."""
+    for node in graph.node:
+        if node.domain in ("", "ai.onnx") and not onnx.defs.has(node.op_type):
+            remedy = LEFT_OVER.get(node.op_type, _LEFT_OVER)
+            raise ModelError(
+                f"node '{node.name}' ({node.op_type}): isn't an operator of ONNX: {remedy}"
+            )
 
 
 def _converted(model: onnx.ModelProto, opset: int) -> onnx.ModelProto:

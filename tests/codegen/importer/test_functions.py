@@ -103,6 +103,8 @@ SPELLINGS: dict[str, list[Line]] = {
     ],
     "gaussian": [("Mul", ["y", "y"], "b", {}), ("Neg", ["b"], "c", {}), ("Exp", ["c"], "a", {})],
     "softsign": one("Softsign"),
+    "a range without 0": [("Clip", ["y", "half", "three"], "a", {})],
+    "no less than a half": [("Max", ["y", "half"], "a", {})],
     "shrunk": [("Tanh", ["y"], "b", {}), ("Sub", ["y", "b"], "a", {})],
     "a square": [("Mul", ["y", "y"], "a", {})],
     "relu of a sigmoid": [("Sigmoid", ["y"], "s", {}), ("Relu", ["s"], "a", {})],
@@ -177,6 +179,27 @@ def test_what_else_reads_a_part_of_an_activation_still_can() -> None:
     x = np.random.default_rng(1).normal(size=(2, 3, 6, 5)).astype(np.float32)
     logits = evaluate(graph, x)[graph.head.output]
     np.testing.assert_allclose(logits, run(proto, x)[0], rtol=1e-4, atol=1e-4)
+
+
+def test_what_tf2onnx_leaves_of_keras_gelu_is_refused_with_a_remedy_that_works() -> None:
+    with pytest.raises(ModelError, match=r"'Erfc_a' \(Erfc\): .*use gelu with approximate=True"):
+        import_proto(model(one("Erfc")))
+    import_proto(model(SPELLINGS["tanh gelu of pytorch"]))
+    with pytest.raises(ModelError, match=r"\(Stateful.*isn't an operator of ONNX: the exporter"):
+        import_proto(model(one("StatefulPartitionedCall")))
+
+
+def test_the_larger_of_two_tensors_is_refused_with_a_remedy_that_works() -> None:
+    lines = [("Max", ["y", "other"], "a", {})]
+    with pytest.raises(ModelError, match=r"'Max_a' .*a \+ relu\(b - a\) in its place"):
+        import_proto(model(lines))
+    spelled = model([
+        ("Sub", ["other", "y"], "b", {}), ("Relu", ["b"], "c", {}), ("Add", ["y", "c"], "a", {})
+    ])  # fmt: skip
+    x = np.random.default_rng(1).normal(size=(2, 3, 6, 5)).astype(np.float32)
+    graph = import_proto(spelled)
+    logits = evaluate(graph, x)[graph.head.output]
+    np.testing.assert_allclose(logits, run(model(lines), x)[0], rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(
