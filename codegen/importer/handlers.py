@@ -86,6 +86,8 @@ REMEDIES = {
 LEFT_OVER = {
     "Erfc": "tf2onnx leaves it of Keras' exact GELU; use gelu with approximate=True",
     "Expm1": "tf2onnx leaves it of Keras' CELU; use ELU or SELU",
+    "StatefulPartitionedCall": "tf2onnx leaves it of Keras' convolutions in groups; use several "
+    "convolutions side by side (slices of the channels, Concatenate), or SeparableConv",
     "StatelessRandomUniformV2": "it draws random numbers, as layers that augment samples do; "
     "export the model without these",
 }
