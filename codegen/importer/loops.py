@@ -29,6 +29,7 @@ from codegen.importer.cells import (
 from codegen.importer.constants import Constants, computed
 from codegen.importer.nodes import Node, named_nodes
 from codegen.importer.state import ImportState
+from codegen.operators.rearrange import LARGEST
 
 _ON_NUMBERS = ("Add", "And", "Cast", "Equal", "Identity", "Less", "LessOrEqual", "Not", "Sub")
 """Operators of single numbers that say whether the loop goes on."""
@@ -132,8 +133,8 @@ class _Body:
         body: onnx.GraphProto = node.attributes["body"]
         self._outer = outer
         limit = outer.value(node.input(0))
-        if limit is None or limit.size != 1:
-            raise _OtherLoop("how many steps it takes isn't a constant")
+        if limit is None or limit.size != 1 or limit.reshape(-1)[0] > LARGEST:
+            raise _OtherLoop("how many steps it takes isn't said by a constant")
         self.steps = int(limit.reshape(-1)[0])
         self.sequences: dict[Atom, str] = {}
         self.states: list[_Variable] = []

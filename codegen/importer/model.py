@@ -151,12 +151,12 @@ def import_proto(
 ) -> FloatGraph:
     """Turns a loaded ONNX model into a float graph; options and errors are `import_model`'s."""
     opset = _opset_of(model)
-    _check_operators(model.graph)
     try:
         onnx.checker.check_model(model)
         if model.functions:
             model = inline_local_functions(model)
     except (onnx.checker.ValidationError, UnicodeDecodeError, RuntimeError) as error:
+        _check_operators(model.graph)
         reason = " ".join(str(error).split())[:_REASON]
         raise ModelError(f"the model breaks the ONNX rules: {reason}; export it again") from error
     notes = []
@@ -200,7 +200,8 @@ def _opset_of(model: onnx.ModelProto) -> int:
 def _check_operators(graph: onnx.GraphProto) -> None:
     """Refuses operators that ONNX never had, which exporters leave of another framework's."""
     for node in graph.node:
-        if node.domain in ("", "ai.onnx") and not onnx.defs.has(node.op_type):
+        known = not isinstance(node.op_type, str) or onnx.defs.has(node.op_type)  # bytes: damaged
+        if node.domain in ("", "ai.onnx") and not known:
             remedy = LEFT_OVER.get(node.op_type, _LEFT_OVER)
             raise ModelError(
                 f"node '{node.name}' ({node.op_type}): isn't an operator of ONNX: {remedy}"

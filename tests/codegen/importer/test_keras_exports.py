@@ -117,3 +117,38 @@ def test_of_both_orders_of_the_input_the_refusal_is_that_which_came_further() ->
     model.graph.node[3].op_type = "ReduceL1"
     with pytest.raises(ModelError, match="ReduceL1"):  # not how the crop lies
         import_proto(model)
+
+
+def test_what_is_done_to_each_step_by_itself_may_be_stacked_behind_a_flatten() -> None:
+    """As TimeDistributed layers of pictures end, before a recurrent layer."""
+    draw = np.random.default_rng(0)
+    floats = {"w": draw.normal(size=(2, 3, 2)), "m": draw.normal(size=(4 * 2 * 5, 4))}
+    integers = {"flat": np.array([1, 10]), "all": np.array([1, 40]), "zero": np.array([0])}
+    nodes = []
+    for step in range(4):
+        names = {key: f"{key}{step}" for key in ("at", "in", "c", "t", "v", "u")}
+        integers[names["at"]] = np.array(step)
+        nodes += [
+            helper.make_node("Gather", ["x", names["at"]], [names["in"]], axis=2),
+            helper.make_node("Conv", [names["in"], "w"], [names["c"]]),
+            helper.make_node("Transpose", [names["c"]], [names["t"]], perm=[0, 2, 1]),
+            helper.make_node("Reshape", [names["t"], "flat"], [names["v"]]),
+            helper.make_node("Unsqueeze", [names["v"], "zero"], [names["u"]]),
+        ]
+    nodes += [
+        helper.make_node("Concat", [f"u{step}" for step in range(4)], ["steps"], axis=0),
+        helper.make_node("Reshape", ["steps", "all"], ["vector"]),
+        helper.make_node("MatMul", ["vector", "m"], ["logits"]),
+    ]
+    graph = helper.make_graph(
+        nodes, "steps", [helper.make_tensor_value_info("x", 1, [1, 3, 4, 6])],
+        [helper.make_tensor_value_info("logits", 1, [1, 4])],
+        [numpy_helper.from_array(v.astype(np.float32), name) for name, v in floats.items()]
+        + [numpy_helper.from_array(v, name) for name, v in integers.items()],
+    )  # fmt: skip
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)])
+    model.ir_version = 8
+    imported = import_proto(model)
+    x = windows(imported, 4)
+    got = evaluate(imported, imported.arrange(x))[imported.head.output]
+    np.testing.assert_allclose(got, outputs(model, x), atol=1e-5)

@@ -79,6 +79,10 @@ def ends_by_itself(model: onnx.ModelProto) -> None:
     limit.CopyFrom(numpy_helper.from_array(np.array(7, np.float32), limit.name))
 
 
+def takes_any_number(model: onnx.ModelProto) -> None:
+    set_constant(model, loop_of(model).input[0], np.array(2**63 - 1))
+
+
 def counts_by_two(model: onnx.ModelProto) -> None:
     body = body_of(model)
     step = next(entry for entry in body.initializer if entry.name.endswith("while/add/y:0"))
@@ -97,11 +101,12 @@ def shows_what_it_adds(model: onnx.ModelProto) -> None:
     [
         (lambda model: other_operator(model, "Tanh", "Relu"), "a step computes something else"),
         (lambda model: other_operator(model, "Sigmoid", "HardSigmoid"), "something else"),
+        (takes_any_number, "how many steps it takes isn't said by a constant"),
         (ends_by_itself, "it may end before its last step"),
         (counts_by_two, "it doesn't count its steps one by one"),
         (shows_what_it_adds, "gives out more than the cell's states"),
     ],
-    ids=["tanh", "sigmoid", "end", "count", "more"],
+    ids=["tanh", "sigmoid", "any", "end", "count", "more"],
 )
 def test_a_loop_that_is_no_layer_is_refused_with_its_name_the_reason_and_a_remedy(
     change: Callable[[onnx.ModelProto], None], message: str
