@@ -34,9 +34,13 @@ def fuse_products(draft: DraftGraph) -> None:
 
 
 def _adds_table(draft: DraftGraph, op: FloatAdd) -> bool:
-    """Whether ``op`` adds what a table makes, which then may as well make the sum."""
+    """Whether ``op`` adds what a table makes, which then may as well make the sum.
+
+    What a quantized model codes in between stays an addition of codes.
+    """
     tables = [isinstance(draft.ops.get(name), Lookup) for name in op.inputs]
-    return op.clamp == NO_CLAMP and any(tables)
+    coded = any(name in draft.codings for name in op.inputs)
+    return op.clamp == NO_CLAMP and any(tables) and not coded
 
 
 def _sources(

@@ -368,10 +368,10 @@ def _with_channels(
 ) -> tuple[View, Roles]:
     """Input ``index`` of a tensor whose channels are dimension ``place``, and its axes."""
     rest = [group for i, group in enumerate(view.dims) if i != place and group != ()]
-    if len(rest) > 2 or view.dims[0] != ():
+    if len(rest) > 2:
         node.refuse(
-            f"works along dimension {place} of {list(view.sizes)}; beside that one only batch and "
-            "two others are supported: reshape the tensor before it"
+            f"works along dimension {place} of {list(view.sizes)}; beside that one only "
+            "two others larger than 1 are supported: reshape the tensor before it"
         )
     roles = Roles(view.dims[place], *([()] * (2 - len(rest)) + rest))
     view = state.views[node.input(index)] = state.transposed(node.name, view, roles)
