@@ -198,7 +198,8 @@ def _times(form: Form, matrix: Any) -> Form | None:
 
 
 def _gemm(node: Node, form: Form, constant: Callable[[str], Any]) -> Form | None:
-    weight, bias = constant(node.input(1)), constant(node.input(2))
+    weight = constant(node.input(1))
+    bias = constant(node.input(2)) if node.input(2) else None
     if weight is None or node.attributes.get("transA", 0):
         return None
     turned = np.transpose(weight) if node.attributes.get("transB", 0) else weight
@@ -213,9 +214,11 @@ def _gemm(node: Node, form: Form, constant: Callable[[str], Any]) -> Form | None
 
 def _split(node: Node, form: Form, constant: Callable[[str], Any]) -> list[Form | None]:
     width, parts = _width(form), len(node.outputs)
+    given = constant(node.input(1)) if node.input(1) else None
     if int(node.attributes.get("axis", 0)) not in (1, -1) or width is None:
         return [None] * parts
-    given = constant(node.input(1))
+    if node.input(1) and given is None:
+        return [None] * parts
     sizes = [width // parts] * parts if given is None else [int(size) for size in given]
     if sum(sizes) != width or len(sizes) != parts:
         return [None] * parts

@@ -144,6 +144,8 @@ class _Body:
         self._names = {}  # outside, of what each step sees alike
         number, going, *inputs = (entry.name for entry in body.input)
         condition, *outputs = (entry.name for entry in body.output)
+        if len(node.inputs) != 2 + len(inputs) or len(node.outputs) != len(outputs):
+            raise _OtherLoop("its body has other inputs and outputs than it")
         self._numbers[number] = np.arange(self.steps)
         self._numbers[going] = np.ones(self.steps, bool)
         variables = [
