@@ -186,8 +186,8 @@ def _interpolate(
     name = state.unique(node.name)
     weight = np.broadcast_to(np.outer(*taps), (channels, 1, len(taps[0]), len(taps[1]))).copy()
     op = DilatedConv(
-        name, tensor, name, weight, np.zeros(channels), groups=channels, stored=_as_integers(weight),
-        padding=Padding(pads[0][0], pads[1][0]),
+        name, tensor, name, weight, np.zeros(channels), groups=channels,
+        padding=Padding(pads[0][0], pads[1][0]), stored=_as_integers(weight),
     )  # fmt: skip
     append_conv(state, node, op, wide.shape, rank)
 

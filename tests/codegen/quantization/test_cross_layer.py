@@ -46,9 +46,7 @@ def with_stored(graph: FloatGraph, *names: str) -> FloatGraph:
         weight = codes * scale[:, None, None, None]
         return dataclasses.replace(op, weight=weight, stored=StoredIntegers(codes, scale, None))
 
-    ops = [
-        stored(op) if isinstance(op, FloatConv) and op.name in names else op for op in graph.ops
-    ]
+    ops = [stored(op) if isinstance(op, FloatConv) and op.name in names else op for op in graph.ops]
     return dataclasses.replace(graph, ops=tuple(ops))
 
 
