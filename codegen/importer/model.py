@@ -283,7 +283,7 @@ def _compute(state: ImportState, node: Node, opset: int) -> None:
 
 def _makes_picture(state: ImportState, view: View) -> bool:
     """Whether a Sigmoid at the end of the network is part of it: that of answers is the loss's."""
-    if math.prod(state.shapes[view.tensor][1:]) > 1:
+    if math.prod(state.shapes.get(view.tensor, ())[1:]) > 1:
         return True  # no matrix has made it
     sizes = [size for size in view.sizes if size > 1]
     count = math.prod(sizes)

@@ -109,9 +109,10 @@ def test_a_picture_of_the_inputs_shape_reconstructs_it_in_its_order(proto: onnx.
                   whole=normal(5, 2, 6, 6)),
             "'y', with an activation; a model must end in a Gemm",
         ),
+        (model(helper.make_node("Sigmoid", ["x"], ["y"])), "no layer between input and output"),
         (model(conv("x", "w", "y"), shape=(2, 160, 160)), "102400 values.*65535 at most"),
     ],
-    ids=["other size", "turned", "padded", "clamped vector", "too large"],
+    ids=["other size", "turned", "padded", "clamped vector", "no layer", "too large"],
 )  # fmt: skip
 def test_what_no_device_can_be_trained_for_is_refused_with_the_remedy(
     proto: onnx.ModelProto, message: str
@@ -127,7 +128,7 @@ def test_real_labels_of_another_shape_are_refused_and_marks_play_no_part(
     x = normal(16, 2, 6, 6)
     for y in (normal(16, 2, 3, 3), normal(16, 1), 2 * x):
         np.savez(tmp_path / "samples.npz", x=x, y=y)
-        with pytest.raises(ModelError, match="labels 'y' of the samples are .* leave the labels"):
+        with pytest.raises(ModelError, match=r"labels 'y' of the samples are .* leave the labels"):
             import_proto(model(*LAYERS), "net", loss, tmp_path / "samples.npz")
     for marks in (np.arange(16) % 3, np.array(["dry", "wet"] * 8)):
         np.savez(tmp_path / "samples.npz", x=x, y=marks)
