@@ -264,6 +264,13 @@ class ImportState:
         shown = f"its input of shape {list(view.sizes)} isn't (batch, channels, height, width) of "
         if moved is None:
             reader.refuse(f"{shown}one tensor, but mixes its dimensions; export the model again")
+        made_of = self._roles.get(view.tensor)
+        if made_of is not None and made_of.shape[1:] == (1, 1):
+            moved.refuse(
+                f"makes a picture {list(view.sizes[1:])} for {who} of a vector; make it of the "
+                "values before by a ConvTranspose whose kernel is the picture, instead of a matrix "
+                "and a Reshape"
+            )
         moved.refuse(
             f"mixes the dimensions of what {who} reads: {shown}one tensor; leave it out, or "
             "reshape or transpose the model's input only"
