@@ -54,7 +54,13 @@ def test_an_autoencoder_without_a_matrix_is_compiled_and_measured(
 ) -> None:
     model, own = MODELS / "autoencoder_transposed_script.onnx", tmp_path / "own.npz"
     np.savez(own, x=np.random.default_rng(0).normal(size=(64, 2, 12, 8)).astype(np.float32))
+    last = [n.name for n in onnx.load(model).graph.node if n.op_type == "ConvTranspose"][-1]
+    plan = {"format": "tinyfleet-plan/1", "name": "mine", "biases": {"last": 2}, "head": True,
+            "weights": [{"layer": last, "start": 0, "count": 2}], "personal": ["biases"]}  # fmt: skip
+    (tmp_path / "mine.json").write_text(json.dumps(plan))
     call = ("compile", model, "--board", "stm32f746", "--calibration", own, "--out")
+    personal = tinyfleet(*call, tmp_path / "personal", "--plan", tmp_path / "mine.json")
+    assert "In the external flash: personal values" in personal.stdout, personal.stderr
     trained, inferred = tmp_path / "trained", tmp_path / "inferred"
     for line, done in (
         ("mean squared error against the model's own input", tinyfleet(*call, trained)),
