@@ -55,18 +55,17 @@ def test_an_autoencoder_without_a_matrix_is_compiled_and_measured(
     model, own = MODELS / "autoencoder_transposed_script.onnx", tmp_path / "own.npz"
     np.savez(own, x=np.random.default_rng(0).normal(size=(64, 2, 12, 8)).astype(np.float32))
     last = [n.name for n in onnx.load(model).graph.node if n.op_type == "ConvTranspose"][-1]
-    plan = {"format": "tinyfleet-plan/1", "name": "mine", "biases": {"last": 2}, "head": True,
-            "weights": [{"layer": last, "start": 0, "count": 2}], "personal": ["biases"]}  # fmt: skip
-    (tmp_path / "mine.json").write_text(json.dumps(plan))
+    plan = tmp_path / "mine.json"
+    trains = {"biases": {"last": 2}, "weights": [{"layer": last, "start": 0, "count": 2}]}
+    head = {"format": "tinyfleet-plan/1", "name": "mine", "head": True, "personal": ["biases"]}
+    plan.write_text(json.dumps({**head, **trains}))
     call = ("compile", model, "--board", "stm32f746", "--calibration", own, "--out")
-    personal = tinyfleet(*call, tmp_path / "personal", "--plan", tmp_path / "mine.json")
-    assert "In the external flash: personal values" in personal.stdout, personal.stderr
     trained, inferred = tmp_path / "trained", tmp_path / "inferred"
-    for line, done in (
-        ("mean squared error against the model's own input", tinyfleet(*call, trained)),
-        ("only infers", tinyfleet(*call, inferred, "--loss", "none")),
-    ):
-        assert line in done.stdout, done.stderr
+    made = tinyfleet(*call, trained, "--plan", plan)
+    for line in ("against the model's own input", "In the external flash: personal values"):
+        assert line in made.stdout, made.stderr
+    made = tinyfleet(*call, inferred, "--loss", "none")
+    assert "only infers" in made.stdout, made.stderr
     emulated = tinyfleet("measure", trained).stdout
     assert "squared units" in emulated
     assert re.search(r"Outputs: (-?[0-9.]+, ){15}-?[0-9.]+ and 176 more", emulated)
