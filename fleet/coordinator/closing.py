@@ -67,9 +67,10 @@ def close_round(
     """
     why = {one.device: one.plan_reason for one in plan.assignments}
     has_accuracy = all(one.model.has_accuracy for one in manifests.values())
+    has_loss = all(one.model.loss != "none" for one in manifests.values())
     reports = [
         {
-            **what_it_says(report, has_accuracy),
+            **what_it_says(report, has_accuracy, has_loss),
             "gateway": gateway,
             "plan_reason": why.get(report.device, ""),
         }

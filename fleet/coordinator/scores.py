@@ -20,9 +20,9 @@ def accuracies(reports: Iterable[Mapping[str, Any]], field: str) -> dict[str, fl
     }
 
 
-def what_it_says(report: Report, has_accuracy: bool) -> dict[str, Any]:
-    """A report with None where it has nothing to say: right answers of a model without them, and
-    what models do that its device doesn't have."""
+def what_it_says(report: Report, has_accuracy: bool, has_loss: bool = True) -> dict[str, Any]:
+    """A report with None where it has nothing to say: right answers and losses of a model without
+    them, and what models do that its device doesn't have."""
     said: dict[str, Any] = {
         **dict(report),
         "correct_local": report.correct_local if report.kept & KEPT_WITH_LOCAL else None,
@@ -30,6 +30,8 @@ def what_it_says(report: Report, has_accuracy: bool) -> dict[str, Any]:
     }
     if not has_accuracy:
         said |= dict.fromkeys(("correct_before", "correct_after", "correct_local"))
+    if not has_loss:
+        said |= dict.fromkeys(("loss_before", "loss_after"))
     return said
 
 

@@ -51,3 +51,6 @@ def test_a_model_of_values_has_losses_and_no_accuracy() -> None:
     assert rows[0]["held_out"] == 10
     assert summarise(rows)["median_accuracy_before"] is None
     assert paired_scores(rows, rows, {}) == []
+    assert rows[0]["loss_before"] == 0.0
+    inferring = what_it_says(report("sensor", 0, 10, 10), has_accuracy=False, has_loss=False)
+    assert (inferring["loss_before"], inferring["loss_after"]) == (None, None)
