@@ -229,7 +229,8 @@ def _either_order(
     """What `_read` makes of the file, with the input's channels first or last.
 
     What comes before the first convolution, as a crop does, doesn't tell which: where it is
-    refused, or has to be put in another order, it is the other one if that does better.
+    refused, or has to be put in another order, it is the other one if that comes further, or has
+    less to be put in order.
     """
     made: _Import | None = None
     refusal: ModelError | None = None
@@ -246,7 +247,8 @@ def _either_order(
             if refusal is not None and last.progress > state.progress:
                 refusal = error
         else:
-            if _transposes(other[2]) < moved:
+            further = made is not None or last.progress > state.progress
+            if further and _transposes(other[2]) < moved:
                 return other
     if made is None:
         assert refusal is not None
