@@ -98,7 +98,12 @@ def mul(state: ImportState, node: Node) -> None:
 
 
 def div(state: ImportState, node: Node) -> None:
-    """Div by a constant."""
+    """Div by a constant, or of one number by a tensor."""
+    if node.input(0) in state.constants and np.ptp(state.constants[node.input(0)]) == 0:
+        factor = float(state.constant(node, 0, "dividend").reshape(-1)[0])
+        function = ("affine", ("reciprocal", X), factor, 0.0)
+        append_function(state, dataclasses.replace(node, inputs=node.inputs[1:]), function)
+        return
     if node.input(1) not in state.constants:
         node.refuse("divides by a tensor; only division by constants is supported")
     view, divisor, axes = _with_constant(state, node, 1)
@@ -150,6 +155,8 @@ def _with_constant(state: ImportState, node: Node, index: int) -> tuple[View, Ar
             f"{list(value.shape)}; along each dimension the constant must have size 1 or the "
             "tensor's: repeat the tensor before it (Expand)"
         )
+    if np.ptp(value) == 0:
+        return view, value.reshape(-1)[0], ()
     axes = tuple(axis for place in varying for axis in view.dims[place])
     return view, value.reshape(-1), axes
 
