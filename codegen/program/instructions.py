@@ -76,7 +76,7 @@ RATES: Mapping[str, Rates] = MappingProxyType(
         "cross_entropy": Rates(elements=372.76),
         "depthwise_forward": Rates(macs=0.82, elements=4.63, values=12.28, calls=30271),
         "depthwise_input_gradient": Rates(macs=0.45, elements=8.98, values=17.65, calls=29317.3),
-        "depthwise_weight_update": Rates(macs=0.88, elements=11.45, values=142.28, calls=3711.68),
+        "depthwise_weight_update": Rates(macs=0.29, elements=7.84, values=73.51, calls=6023.07),
         "error_mask": Rates(elements=4.77),
         "error_scale": Rates(elements=3.12, calls=81.37),
         "error_sum": Rates(elements=8.03),
