@@ -26,7 +26,7 @@ from codegen.importer.normalization import (
     instance_normalization,
     layer_normalization,
 )
-from codegen.importer.pairs import expand, tile
+from codegen.importer.pairs import expand, extremum, tile
 from codegen.importer.pools import (
     average_pool,
     global_average_pool,
@@ -239,6 +239,7 @@ def _softmax(state: ImportState, node: Node) -> None:
 
 
 _FREE = "the same values in other dimensions: it costs nothing"
+_EXTREMUM = "of a tensor and one number: an activation; of tensors: Add, the activation, Add"
 _ORDER = "the same values in other dimensions, as Reshape and Transpose make them"
 _CONSTANTS = (
     "part of the layer before it, or a depthwise 1x1 layer of its own; where the constant varies "
@@ -341,9 +342,11 @@ _OWN: Mapping[str, Handler] = {
         "a fully connected layer, or a 1x1 convolution along the last dimension",
         "products of two activations; weights of other than two dimensions",
     ),
+    "Max": Handler(extremum, _EXTREMUM),
     "MaxPool": Handler(
         max_pool, "MaxPool", "dilations; its second output; more than two spatial dimensions"
     ),
+    "Min": Handler(extremum, _EXTREMUM),
     "Mul": Handler(
         mul,
         "by a constant: " + _CONSTANTS + "; of functions of one tensor, as x · sigmoid(x): a table "

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from codegen.graph.floats import Clamp
 from codegen.importer.nodes import Node
 from codegen.importer.state import ImportState
 from codegen.importer.views import Axis, Group, Roles, View, axes_of, picture_roles, size_of
@@ -15,6 +16,7 @@ from codegen.operators.expand import Expand
 from codegen.operators.gather import Gather
 from codegen.operators.product import FloatProduct
 from codegen.operators.rearrange import Rearrange, by_axis
+from codegen.operators.requantize import FloatClamp, bound_by_number
 
 
 class _Pair(NamedTuple):
@@ -42,6 +44,36 @@ def product_of_two(state: ImportState, node: Node) -> None:
     name = state.unique(node.name)
     tensors = (_expanded(state, node, pair, large), pair.views[1 - large].tensor)
     state.append(node, FloatProduct(name, tensors, name), pair.roles, pair.dims)
+
+
+def extremum(state: ImportState, node: Node) -> None:
+    """Max or Min: an activation where one of two is a number; of tensors a + relu(b - a), or
+    a - relu(a - b), one after the other."""
+    if len(node.inputs) == 1:
+        state.rename(node)
+        return
+    if len(node.inputs) > 2:
+        partial = f"{node.outputs[0]}@{len(node.inputs) - 1}"
+        extremum(state, dataclasses.replace(node, inputs=node.inputs[:-1], outputs=(partial,)))
+        node = dataclasses.replace(node, inputs=(partial, node.inputs[-1]))
+    constants = [index for index, name in enumerate(node.inputs) if name in state.constants]
+    if constants:
+        bound_by_number(state, node, constants[0])
+        return
+    if state.reads_codes(node):
+        node.refuse("compares two tensors in integers; put DequantizeLinear before it")
+    least = node.operator == "Min"
+    first, second = node.inputs
+    apart, above = (f"{node.outputs[0]}@{what}" for what in ("apart", "above"))
+    order = (first, second) if least else (second, first)
+    difference = dataclasses.replace(
+        node, name=f"{node.name}_apart", inputs=order, outputs=(apart,)
+    )
+    sum_of_two(state, difference, subtracts=True)
+    positive = dataclasses.replace(difference, inputs=(apart,), outputs=(above,))
+    view, name = state.view(positive), state.unique(f"{node.name}_above")
+    state.append_elementwise(positive, FloatClamp(name, view.tensor, name, Clamp(low=0.0)), view)
+    sum_of_two(state, dataclasses.replace(node, inputs=(first, above)), subtracts=least)
 
 
 def _pair(state: ImportState, node: Node, verb: str) -> _Pair:

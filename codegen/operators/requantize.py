@@ -89,27 +89,13 @@ def _clip(state: ImportState, node: Node) -> None:
     _bound(state, node, Clamp(*limits))
 
 
-def _maximum(state: ImportState, node: Node) -> None:
-    _bound(state, node, Clamp(low=_other_constant(state, node)))
-
-
-def _minimum(state: ImportState, node: Node) -> None:
-    _bound(state, node, Clamp(high=_other_constant(state, node)))
-
-
-def _other_constant(state: ImportState, node: Node) -> float:
-    """The one number that a Max or Min compares with."""
-    constants = [index for index, name in enumerate(node.inputs) if name in state.constants]
-    if len(node.inputs) != 2 or len(constants) != 1:
-        other = "a + relu(b - a)" if node.operator == "Max" else "a - relu(a - b)"
-        node.refuse(
-            "compares tensors; only the comparison with one number is supported: export the model "
-            f"with {other} in its place"
-        )
-    value = state.constant(node, constants[0], "constant")
+def bound_by_number(state: ImportState, node: Node, index: int) -> None:
+    """Max or Min of a tensor and the constant that is input ``index``: one number."""
+    value = state.constant(node, index, "constant")
     if value.size != 1:
         node.refuse(f"compares with {value.size} numbers; only one for all elements is supported")
-    return float(value.reshape(-1)[0])
+    number = float(value.reshape(-1)[0])
+    _bound(state, node, Clamp(low=number) if node.operator == "Max" else Clamp(high=number))
 
 
 def _bound(state: ImportState, node: Node, clamp: Clamp) -> None:
@@ -150,10 +136,6 @@ class _RequantizeOperator(Linear[FloatClamp, Requantize]):
     handlers: ClassVar[Mapping[str, Handler]] = {
         "Clip": Handler(_clip, "an activation: part of the layer before it where nothing else "
                         "reads that one; to a range without 0: a table by code"),
-        "Max": Handler(_maximum, "an activation, of a tensor and one number",
-                       "two tensors"),
-        "Min": Handler(_minimum, "an activation, of a tensor and one number",
-                       "two tensors"),
         "Relu": Handler(_relu, "an activation: part of the layer before it where nothing else "
                         "reads that one"),
     }  # fmt: skip
