@@ -44,6 +44,7 @@ from codegen.operators import operator_of
 from codegen.operators.base import Copying
 from codegen.operators.gather import Gather, PictureAxis
 from codegen.operators.rearrange import LARGEST, Rearrange, by_axis
+from codegen.operators.transpose import Transpose
 
 Array = NDArray[np.float64]
 
@@ -243,9 +244,25 @@ class ImportState:
             self._settle_input(picture_roles(dims))
         view = self.in_order(node, index, view)
         wanted = picture_roles(view.dims)
-        if dims[0] != () or self._roles[view.tensor] != wanted:
+        if dims[0] != () or (view.padding != Padding() and self._roles[view.tensor] != wanted):
             self._refuse_mixed(node, node.input(index))
+        view = self.views[node.input(index)] = self.transposed(node.name, view, wanted)
         return view, wanted
+
+    def transposed(self, name: str, view: View, wanted: Roles) -> View:
+        """``view`` of a tensor with the axes ``wanted``, which node ``name`` asks for: the model's
+        input if its axes aren't settled yet, another tensor where they are different."""
+        if view.tensor not in self._roles:
+            self._settle_input(wanted)
+        roles = self._roles[view.tensor]
+        if roles == wanted:
+            return view
+        source, target = ([*each.height, *each.width, *each.channels] for each in (roles, wanted))
+        order = tuple(source.index(axis) for axis in target)
+        sizes = tuple(axis.size for axis in source)
+        made = self.unique(f"{name}_order")
+        self.add(Transpose(made, view.tensor, made, sizes, order, wanted.shape), wanted)
+        return dataclasses.replace(view, tensor=made)
 
     def note_rearranged(self, node: Node) -> None:
         """Remembers ``node`` where it moves dimensions. A Transpose is kept before a Reshape, which
