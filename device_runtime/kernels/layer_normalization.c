@@ -17,7 +17,7 @@ typedef struct {
 static uint32_t square_root(uint32_t value) {
 #if defined(__ARM_FEATURE_IDIV)
     /* Newton's steps come from above and end where they would rise. */
-    uint32_t root = 1u << 16, next = ((value >> 16) + root) / 2u + 1u;
+    uint32_t root = 1u << 16, next = ((value >> 16) + root) / 2u;
     while (next < root) {
         root = next;
         next = (root + value / root) / 2u;
