@@ -355,7 +355,9 @@ _OWN: Mapping[str, Handler] = {
     "Resize": Handler(
         resize,
         "to the nearest pixel, by any factor: Rearrange; linear, by a whole number: with a "
-        "depthwise layer behind it",
+        "depthwise layer behind it, whose taps are exact up to a factor of 7: of codes only halves "
+        "round otherwise, up where onnxruntime takes the even one (a step before a Sigmoid in "
+        "coarse steps is several behind it)",
         "cubic interpolation; aligned corners with linear; the channels; sizes that aren't "
         "constant",
     ),

@@ -47,9 +47,14 @@ class Labels:
         return self.values.dtype.kind in "biu"
 
     @property
+    def are_real(self) -> bool:
+        """Whether they are floats, of any value."""
+        return self.values.dtype.kind == "f"
+
+    @property
     def are_the_input(self) -> bool:
         """Whether they are the samples over again."""
-        if self.x is None or self.values.dtype.kind != "f" or self.values.size != self.x.size:
+        if self.x is None or not self.are_real or self.values.size != self.x.size:
             return False
         return bool(np.array_equal(self.values.ravel(), self.x.ravel()))
 

@@ -132,11 +132,12 @@ def _of_picture(outputs: Outputs, labels: Labels | None, said: str = "") -> Loss
     """
     picture = "such a picture, which no matrix makes, is trained against the model's own input only"
     instead = "end the model in a Gemm (with a Reshape behind it, where that is to be a picture)"
-    others = labels is not None and not (labels.are_integers or labels.are_the_input)
-    if labels is not None and others and labels.could_be_targets(outputs.count):
+    if labels is not None and labels.are_real and not labels.are_the_input:
+        fits = labels.could_be_targets(outputs.count)
+        are = "targets of its size" if fits else labels.description
         raise ModelError(
-            f"{outputs.what}: the labels '{LABELS}' of the samples are targets of its size; "
-            f"{picture}: leave the labels out, or {instead}"
+            f"{outputs.what}: the labels '{LABELS}' of the samples are {are}; {picture}: leave the "
+            f"labels out, or {instead}"
         )
     if outputs.can_be_the_input:
         if not said and labels is not None and labels.are_the_input:

@@ -262,6 +262,8 @@ def _in_order(state: ImportState, name: str, result: View) -> View:
 
     A matrix at the end sorts its outputs itself.
     """
+    if result.tensor not in state.shapes:
+        return result  # nothing says what its axes are; there is no layer
     roles, last = state.roles_of(result.tensor), state.ops.get(result.tensor)
     by_matrix = isinstance(last, FloatConv | Affine) and roles.height == roles.width == ()
     if by_matrix or result.dims[0] != () or len(result.dims) not in (3, 4) or result.after:
@@ -276,10 +278,14 @@ def _in_order(state: ImportState, name: str, result: View) -> View:
 def _like_input(state: ImportState, result: View) -> Roles | None:
     """The output's dimensions as what those of the input are, where it has as many entries."""
     source, roles = state.views[state.input], state.roles_of(state.input)
-    sides = (roles.channels, roles.height, roles.width)
-    if result.sizes != source.sizes or any(side not in source.dims for side in sides):
+    groups = list(zip(source.dims, result.dims, strict=False))
+    if result.sizes != source.sizes or any(
+        [axis.size for axis in one] != [axis.size for axis in other] for one, other in groups
+    ):
         return None
-    return Roles(*(result.dims[source.dims.index(side)] if side else () for side in sides))
+    axes = {axis: same for one, other in groups for axis, same in zip(one, other, strict=True)}
+    sides = (roles.channels, roles.height, roles.width)
+    return Roles(*(tuple(axes[axis] for axis in side) for side in sides))
 
 
 def _is_constant(state: ImportState, node: Node) -> bool:
@@ -316,6 +322,8 @@ def _compute(state: ImportState, node: Node, opset: int) -> None:
 
 def _makes_picture(state: ImportState, view: View) -> bool:
     """Whether a Sigmoid at the end of the network is part of it: that of answers is the loss's."""
+    if math.prod(state.shapes.get(view.tensor, ())[1:]) > 1:
+        return True  # no matrix has made it
     sizes = [size for size in view.sizes if size > 1]
     count = math.prod(sizes)
     return count > MOST_BINARY_OUTPUTS and (

@@ -297,7 +297,7 @@ def end_with_outputs(draft: DraftGraph) -> None:
     A vector that has the input's shape counts as one, if no matrix without an activation makes it.
     """
     last = draft.ops.get(draft.output)
-    if last is None:
+    if last is None or draft.output not in draft.shapes:  # nothing says what the input's axes are
         raise ModelError("the model has no layer between input and output; export it again")
     shape = draft.shapes[draft.output]
     if isinstance(last, FloatConv) and _is_matrix(last, shape):

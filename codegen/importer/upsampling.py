@@ -8,6 +8,8 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
+from codegen.arithmetic.layers import WEIGHT_MAX
+from codegen.graph.floats import StoredIntegers
 from codegen.graph.ir import Padding
 from codegen.importer.layers import append_conv, dilation_of, pair, spatial_rank
 from codegen.importer.nodes import Node
@@ -182,12 +184,25 @@ def _interpolate(
     rank = len(view.dims)
     tensor, wide = state.take_pixels(node, view, f"{node.name}_pixels", *lines)
     name = state.unique(node.name)
-    weight = np.broadcast_to(np.outer(*taps), (channels, 1, len(taps[0]), len(taps[1])))
+    weight = np.broadcast_to(np.outer(*taps), (channels, 1, len(taps[0]), len(taps[1]))).copy()
     op = DilatedConv(
-        name, tensor, name, weight.copy(), np.zeros(channels), groups=channels,
-        padding=Padding(pads[0][0], pads[1][0]),
+        name, tensor, name, weight, np.zeros(channels), groups=channels,
+        padding=Padding(pads[0][0], pads[1][0]), stored=_as_integers(weight),
     )  # fmt: skip
     append_conv(state, node, op, wide.shape, rank)
+
+
+def _as_integers(weight: NDArray[np.float64]) -> StoredIntegers | None:
+    """Taps of a linear Resize without rounding: all are multiples of the smallest one.
+
+    None for factors so large that int8 doesn't hold them.
+    """
+    least = weight[weight > 0].min()
+    codes = np.rint(weight / least).astype(np.int16)
+    finer = WEIGHT_MAX // int(codes.max())  # taps are trained in these steps
+    if finer == 0:
+        return None
+    return StoredIntegers(codes * finer, np.full(len(weight), least / finer), bias=None)
 
 
 def _factors(state: ImportState, node: Node, rank: int) -> tuple[list[float], list[int]]:

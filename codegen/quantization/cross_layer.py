@@ -27,10 +27,12 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
 from codegen.graph.floats import (
+    Coding,
     FloatConv,
     FloatGraph,
     FloatHead,
     FloatOp,
+    StoredIntegers,
     inputs_of,
 )
 from codegen.graph.ir import Operation
@@ -91,16 +93,21 @@ def pairs(graph: FloatGraph) -> list[Pair]:
             readers.setdefault(name, []).append(op)
     found = []
     for op in graph.ops:
-        if isinstance(op, FloatConv) and op.stored is None:
-            second = _only_reader(op.output, readers)
+        if isinstance(op, FloatConv):
+            second = _only_reader(op.output, readers, graph.codings)
             if isinstance(second, (FloatConv, FloatHead)):
                 found.append(Pair(op, second))
     return found
 
 
-def _only_reader(name: str, readers: Mapping[str, list[FloatOp]]) -> FloatOp | None:
-    """The layer that reads ``name`` alone; pooling of any kind scales with its input: passed."""
-    while len(readers.get(name, ())) == 1:
+def _only_reader(
+    name: str, readers: Mapping[str, list[FloatOp]], codings: Mapping[str, Coding]
+) -> FloatOp | None:
+    """The layer that reads ``name`` alone; pooling of any kind scales with its input: passed.
+
+    None where the file codes a tensor in between, which then can't be rescaled.
+    """
+    while name not in codings and len(readers.get(name, ())) == 1:
         reader = readers[name][0]
         if not isinstance(reader, Operation) or not operator_of(reader).scales_by_channel:
             return reader
@@ -237,7 +244,22 @@ def _rescaled(
     first: FloatConv, second: FloatConv | FloatHead, factors: Channels
 ) -> tuple[FloatConv, FloatConv | FloatHead]:
     by_output = factors[:, np.newaxis, np.newaxis, np.newaxis]
-    divided = dataclasses.replace(first, weight=first.weight / by_output, bias=first.bias / factors)
+    divided = dataclasses.replace(
+        first,
+        weight=first.weight / by_output,
+        bias=first.bias / factors,
+        stored=_times(first.stored, 1.0 / factors),
+    )
     along = factors[:, np.newaxis, np.newaxis] if _depthwise(second) else factors[:, np.newaxis]
-    weight = _taps(second, len(factors)) * along
-    return divided, dataclasses.replace(second, weight=weight.reshape(second.weight.shape))
+    weight = (_taps(second, len(factors)) * along).reshape(second.weight.shape)
+    if isinstance(second, FloatHead):
+        return divided, dataclasses.replace(second, weight=weight)
+    stored = _times(second.stored, factors) if second.depthwise else None
+    return divided, dataclasses.replace(second, weight=weight, stored=stored)
+
+
+def _times(stored: StoredIntegers | None, factors: Channels) -> StoredIntegers | None:
+    """The same integers in other steps by output channel."""
+    if stored is None:
+        return None
+    return dataclasses.replace(stored, weight_scale=stored.weight_scale * factors, bias=None)

@@ -17,6 +17,7 @@ from codegen.arithmetic.layers import WEIGHT_MAX
 from codegen.errors import CalibrationError, ModelError
 from codegen.graph import ir
 from codegen.graph.floats import (
+    NO_CLAMP,
     Clamp,
     Clamped,
     Coding,
@@ -96,13 +97,27 @@ def codings_of(
             continue
         if op.output in graph.codings:
             _check_clamp(op.name, op.clamp, graph.codings[op.output])
+    clamps = {op.output: op.clamp for op in graph.ops if isinstance(op, Clamped)}
+    together = [op for op in graph.ops if isinstance(op, Concat) and op.one_coding]
+    clamps |= {op.output: clamps.get(op.inputs[0], NO_CLAMP) for op in together}
     measured = {
-        name: Coding(*activation_code(*tensor.range(rule))) for name, tensor in statistics.items()
+        name: _measured_coding(*tensor.range(rule), clamps.get(name, NO_CLAMP))
+        for name, tensor in statistics.items()
     }
-    for op in graph.ops:
-        if isinstance(op, Concat) and op.one_coding and op.output in measured:
+    for op in together:
+        if op.output in measured:
             measured |= dict.fromkeys(op.inputs, measured[op.output])
     return {**measured, **graph.codings}
+
+
+def _measured_coding(low: float, high: float, clamp: Clamp) -> Coding:
+    """Of a tensor that is always zero, any scale will do, but its ends are those of ``clamp``.
+
+    A Relu that the set doesn't wake gives zeros because saturation holds them there.
+    """
+    if low == high:
+        low, high = -float(clamp.high == 0.0), float(clamp.low == 0.0)
+    return Coding(*activation_code(low, high))
 
 
 def assemble(graph: FloatGraph, codings: Mapping[str, Coding]) -> ir.Graph:

@@ -121,14 +121,16 @@ def _recordings(
     seed: int,
 ) -> list[Recording]:
     if data is not None:
-        return deal_file(data, names, seed)
+        needs_labels = any(one.model.has_accuracy for one in manifests.values())
+        return deal_file(data, names, seed, needs_labels)
     for board, manifest in manifests.items():
         if not takes_digits(manifest):
             height, width, channels = manifest.model.input.shape
+            labels = f" and y (n,) of 0 … {manifest.model.labels - 1}"
             raise ConfigurationError(
                 f"virtual devices with the model {manifest.model.name} of {bundles[board]} need "
-                f"samples: give an NPZ file with --data, with x (n, {height}, {width}, {channels}) "
-                f"and y (n,) of 0 … {manifest.model.labels - 1}"
+                f"samples: give an NPZ file with --data, with x (n, {height}, {width}, {channels})"
+                + (labels if manifest.model.has_accuracy else "")
             )
     return [Recording(share.x, share.y) for share in deal_digits(names, seed)]
 

@@ -53,17 +53,20 @@ def takes_digits(manifest: Manifest) -> bool:
     return takes == ((digits.SIDE, digits.SIDE, 1), "cross-entropy", digits.CLASSES)
 
 
-def deal_file(path: Path, names: Sequence[str], seed: int) -> list[Recording]:
+def deal_file(
+    path: Path, names: Sequence[str], seed: int, needs_labels: bool = True
+) -> list[Recording]:
     """Every device's share of the samples in an NPZ file.
 
-    It has ``x`` (n, H, W, C) and ``y`` (n,) as in a `Recording`. Where it has ``device`` (n,) as
+    It has ``x`` (n, H, W, C) and ``y`` (n,) as in a `Recording`; where labels play no part, ``y``
+    is 0 if it is left out. Where it has ``device`` (n,) as
     well, of names or of positions in ``names``, each device gets what is its own, in the file's
     order, and what belongs to none of ``names`` is left out; else all are dealt out evenly,
     whatever their labels, as the seed says.
 
     Raises: ConfigurationError naming the array, or the device that has too few.
     """
-    arrays = _load(path)
+    arrays = _load(path, needs_labels)
     x, y = arrays["x"], arrays["y"].astype(np.int64)
     if "device" in arrays:
         shares = _of_owners(path, arrays["device"], names)
@@ -95,7 +98,7 @@ def check_samples(path: Path, recording: Recording, manifest: Manifest, bundle: 
         )
 
 
-def _load(path: Path) -> dict[str, NDArray[Any]]:
+def _load(path: Path, needs_labels: bool) -> dict[str, NDArray[Any]]:
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays: dict[str, NDArray[Any]] = dict(file)
@@ -104,12 +107,14 @@ def _load(path: Path) -> dict[str, NDArray[Any]]:
         raise ConfigurationError(
             f"{path} can't be read as NPZ ({error}); write it with numpy.savez(file, x=…, y=…)"
         ) from None
-    for name in ("x", "y"):
+    for name in ("x", "y") if needs_labels else ("x",):
         if name not in arrays:
             raise ConfigurationError(
-                f"{path} has no array {name}; it needs x (n, H, W, C) and y (n,)"
+                f"{path} has no array {name}; it needs x (n, H, W, C)"
+                + (" and y (n,)" if needs_labels else "")
             )
-    x, y = arrays["x"], arrays["y"]
+    x = arrays["x"]
+    y = arrays.setdefault("y", np.zeros(x.shape[:1], np.int64))
     if x.ndim != 4 or x.dtype.kind not in "fiu" or not np.isfinite(x).all():
         raise ConfigurationError(
             f"{path}: x has {x.ndim} axes of {x.dtype}; finite numbers (n, H, W, C) are wanted"

@@ -116,6 +116,9 @@ class _Gate(BaseModel, ABC):
     """Whether it is asked after every training round, and not only at the stage's end: a failure
     then ends the stage at once, nothing else counts."""
 
+    scores: ClassVar[bool] = False
+    """Whether it looks at accuracy, which models of values don't have."""
+
     confidence: Annotated[float, Field(gt=0.5, lt=1.0)] = 0.95
     """Of each side of the interval."""
 
@@ -139,6 +142,8 @@ class ScoreGate(_Gate):
     accuracy that a tenth of the devices stays below. With `by` (`board`, or a label) every group
     has to pass by itself; the confidence is divided among them.
     """
+
+    scores: ClassVar[bool] = True
 
     gate: Literal["score"] = "score"
     measure: Literal["mean", "median", "worst-tenth"] = "mean"
@@ -169,6 +174,7 @@ class DriftGate(_Gate):
     """
 
     watches: ClassVar[bool] = True
+    scores: ClassVar[bool] = True
 
     gate: Literal["drift"] = "drift"
     most_drop: Share = 0.05

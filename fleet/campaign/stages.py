@@ -8,6 +8,8 @@ from typing import Any
 
 from fleet.campaign.config import Stage
 from fleet.campaign.gates import DeviceScore, Evidence, Outcome, Verdict
+from fleet.errors import CampaignError
+from fleet.protocol.manifest import Manifest
 
 NO_REPORT = "no-report"
 """The class of reason of a device that was asked and of which nothing was heard…"""
@@ -23,13 +25,14 @@ def paired_scores(
     """Scores of the devices that report in both rounds.
 
     `before` and `after` are reports of a round that scored the base and of one that scored the
-    candidate. A device that logged samples between them is counted with its share of right answers.
+    candidate. A device that logged samples between them is counted with its share of right answers,
+    one whose model has no right answers isn't.
     """
-    first = {str(one["device"]): one for one in before if one.get("held_out")}
+    first = {str(one["device"]): one for one in before if _is_score(one)}
     scores = []
     for one in after:
         other = first.get(str(one["device"]))
-        if other is None or not one.get("held_out"):
+        if other is None or not _is_score(one):
             continue
         held_out = int(one["held_out"])
         share = _best(other) / int(other["held_out"])
@@ -43,6 +46,10 @@ def paired_scores(
             )
         )
     return scores
+
+
+def _is_score(report: Mapping[str, Any]) -> bool:
+    return bool(report.get("held_out")) and report.get("correct_before") is not None
 
 
 def _best(report: Mapping[str, Any]) -> int:
@@ -79,6 +86,20 @@ def evidence_of(
     """What gates judge by; `result` is that of the round that scored what is judged."""
     failed = failures(result)
     return Evidence(scores, int(result["accepted"]) + sum(failed.values()), failed, looks, seed)
+
+
+def check_gates(stages: Iterable[Stage], manifest: Manifest) -> None:
+    """Raises `CampaignError` for gates of accuracy where the model of `manifest` has none."""
+    if manifest.model.has_accuracy:
+        return
+    for stage in stages:
+        for gate in stage.gates:
+            if gate.scores:
+                raise CampaignError(
+                    f"gate {gate.gate} of stage {stage.name} looks at accuracy, which a model with "
+                    f"the loss {manifest.model.loss} doesn't have: leave it out, and look at the "
+                    "losses that devices report"
+                )
 
 
 def judge_stage(stage: Stage, evidence: Evidence) -> list[Verdict]:

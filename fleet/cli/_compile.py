@@ -22,6 +22,7 @@ _REGIONS = {
     "slot_a": "weights slot A",
     "slot_b": "weights slot B",
     "samples": "sample log",
+    "personal": "personal values",
 }
 
 

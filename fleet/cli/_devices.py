@@ -189,8 +189,8 @@ def show(client: Client, name: str, *, as_json: bool) -> None:
             one.campaign,
             one.round,
             one.kind,
-            _share(one.correct_before, one.held_out),
-            _share(one.correct_after, one.held_out),
+            _score(one.correct_before, one.held_out, one.loss_before),
+            _score(one.correct_after, one.held_out, one.loss_after),
             _share(one.correct_local, one.held_out),
             one.kept or "",
             one.coded_bytes or 0,
@@ -203,6 +203,13 @@ def show(client: Client, name: str, *, as_json: bool) -> None:
 
 def _share(right: int | None, of: int | None) -> str:
     return percent(right / of if of and right is not None else None)
+
+
+def _score(right: int | None, of: int | None, loss: float | None) -> str:
+    """Accuracy; of a model of values its loss."""
+    if right is None and of and loss is not None:
+        return f"loss {loss:.3f}"
+    return _share(right, of)
 
 
 def label(client: Client, name: str, labels: Sequence[str], *, as_json: bool) -> None:

@@ -9,6 +9,7 @@ from fleet.cli._output import console, print_json, table
 from simulator.machines.measure import Measurement, measure
 
 _KERNELS_SHOWN = 12
+_OUTPUTS_SHOWN = 16
 
 
 def measure_bundle(*, bundle: Path, plan: str | None, machine: str | None, as_json: bool) -> None:
@@ -51,5 +52,11 @@ def _show(found: Measurement) -> None:
     screen.print(
         table("Instructions of the training step by function", ["function", "count", "share"], rows)
     )
-    logits = ", ".join(f"{value:.3f}" for value in found.logits)
-    screen.print(f"Logits: {logits}", soft_wrap=True)
+    outputs = [f"{value:.3f}" for value in found.logits[:_OUTPUTS_SHOWN]]
+    rest = len(found.logits) - len(outputs)
+    are_logits = found.loss_unit == LOSS_UNITS["cross-entropy"]
+    screen.print(
+        f"{'Logits' if are_logits else 'Outputs'}: {', '.join(outputs)}"
+        + (f" and {rest} more" if rest else ""),
+        soft_wrap=True,
+    )

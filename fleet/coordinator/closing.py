@@ -33,7 +33,7 @@ from fleet.campaign.privacy import Entropy
 from fleet.campaign.sets import SetOutcome, Unmasked, problem_with_masked
 from fleet.campaign.stages import GATEWAY_LOST, NO_REPORT
 from fleet.coordinator.private_rounds import publish
-from fleet.coordinator.scores import add_counts, of_its_own, summarise
+from fleet.coordinator.scores import add_counts, summarise, what_it_says
 from fleet.errors import AggregationError, AnswerError, CampaignError
 from fleet.protocol.manifest import Manifest, PlanEntry
 from fleet.store import RoundSummary, Store, WeightsVersion
@@ -66,10 +66,11 @@ def close_round(
     `parts_of_gateway`. Where deltas have left the round while it ran, there are no new weights.
     """
     why = {one.device: one.plan_reason for one in plan.assignments}
+    has_accuracy = all(one.model.has_accuracy for one in manifests.values())
+    has_loss = all(one.model.loss != "none" for one in manifests.values())
     reports = [
         {
-            **dict(report),
-            **of_its_own(report),
+            **what_it_says(report, has_accuracy, has_loss),
             "gateway": gateway,
             "plan_reason": why.get(report.device, ""),
         }

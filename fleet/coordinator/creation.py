@@ -8,6 +8,7 @@ from collections.abc import Mapping
 
 from fleet.aggregation import master_from_blob
 from fleet.campaign import CampaignConfig
+from fleet.campaign.stages import check_gates
 from fleet.errors import CampaignError
 from fleet.protocol.manifest import Manifest
 from fleet.store import Store, WeightsVersion
@@ -32,8 +33,8 @@ def new_campaign(
     `manifests` are the bundles' manifest.json texts in any keys, `blob` their weights, or those of
     the version `base` (MODEL:NUMBER) of their model.
     Raises `CampaignError` where the bundles don't hold the same model and weights, a plan that the
-    configuration names is in none of them, none trains anything in a campaign that does, or none
-    has what a campaign that personalizes needs.
+    configuration names is in none of them, none trains anything in a campaign that does, none has
+    what a campaign that personalizes needs, or a gate looks at accuracy that the model lacks.
     """
     parsed = [Manifest.parse(text, f"manifest of {name}") for name, text in manifests.items()]
     if not parsed:
@@ -72,6 +73,7 @@ def new_campaign(
             "the bundles only infer: they were compiled with --loss none; compile them with "
             "another loss, or make a campaign of kind evaluate"
         )
+    check_gates(config.stages, parsed[0])
     campaign = identifier or uuid.uuid4().hex[:16]
     master = master_from_blob(parsed[0].tensors, blob)
     store.create_campaign(

@@ -20,13 +20,19 @@ def accuracies(reports: Iterable[Mapping[str, Any]], field: str) -> dict[str, fl
     }
 
 
-def of_its_own(report: Report) -> dict[str, Any]:
-    """What a report says of models that its device has for itself; None where it has none."""
-    has_local = report.kept & KEPT_WITH_LOCAL
-    return {
-        "correct_local": report.correct_local if has_local else None,
+def what_it_says(report: Report, has_accuracy: bool, has_loss: bool = True) -> dict[str, Any]:
+    """A report with None where it has nothing to say: right answers and losses of a model without
+    them, and what models do that its device doesn't have."""
+    said: dict[str, Any] = {
+        **dict(report),
+        "correct_local": report.correct_local if report.kept & KEPT_WITH_LOCAL else None,
         "kept": kept_of(report.kept) if report.kept else None,
     }
+    if not has_accuracy:
+        said |= dict.fromkeys(("correct_before", "correct_after", "correct_local"))
+    if not has_loss:
+        said |= dict.fromkeys(("loss_before", "loss_after"))
+    return said
 
 
 def worst_tenth(values: Sequence[float]) -> float:

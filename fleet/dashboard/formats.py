@@ -15,6 +15,11 @@ def number(value: float | None, digits: int = 0) -> str:
     return UNKNOWN if value is None else f"{value:,.{digits}f}"
 
 
+def loss(value: float) -> str:
+    """To thousandths, as devices tell it."""
+    return f"{value:.3f}"
+
+
 def percent(share: float | None, digits: int = 1) -> str:
     """A share of 1."""
     return UNKNOWN if share is None else f"{100 * share:.{digits}f} %"
@@ -104,6 +109,7 @@ def lines(text: str) -> Markup:
 
 FILTERS = {
     "number": number,
+    "loss": loss,
     "percent": percent,
     "points": points,
     "size": size,

@@ -152,6 +152,14 @@ class ModelEntry(_Model):
             return 1 << self.classes
         return self.classes if self.loss == "cross-entropy" else 1 << 16
 
+    @property
+    def has_accuracy(self) -> bool:
+        """Whether outputs are right or wrong, as classes and answers are; values have a loss only.
+
+        Where they aren't, labels of samples play no part.
+        """
+        return self.loss in ("cross-entropy", "binary")
+
 
 class BoardEntry(_Model):
     """The board that the bundle was compiled for.

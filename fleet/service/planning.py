@@ -21,6 +21,7 @@ from fleet.campaign.planning import (
     schedule,
 )
 from fleet.campaign.sets import hide
+from fleet.campaign.stages import check_gates
 from fleet.campaign.start_requests import is_open
 from fleet.errors import CampaignError
 from fleet.protocol.manifest import Manifest
@@ -59,12 +60,13 @@ def plan_campaign(
 
     `timings` are those of past campaigns of the model, `sites` those of gateways, `sights` who
     could see what. Raises
-    `CampaignError` where its pace can't be kept to.
+    `CampaignError` where its pace can't be kept to, and for gates that the model has no scores for.
     """
     manifests = {
         bundle: config.manifest(Manifest.parse(text))
         for bundle, text in models.manifests(version.model).items()
     }
+    check_gates(config.stages, next(iter(manifests.values())))
     devices, ready, skipped = could_take_part(config, manifests, registry)
     dealt = deal_stages(config, {one.device: f"{one.gateway}/{one.board}" for one in devices}, {})
     held_out = {one.device: one.held_out_samples for one in devices}

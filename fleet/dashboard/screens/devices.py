@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from fleet.dashboard.charts import Chart, lines
 from fleet.dashboard.errors import REFUSALS, beside_form
-from fleet.dashboard.formats import clock, percent
+from fleet.dashboard.formats import clock, loss, percent
 from fleet.dashboard.page import Context, GoTo, Page, Screens, Show
 from fleet.dashboard.screens.fleet import STATES, state_of
 from fleet.service.schema import HistoryEntry
@@ -68,35 +68,48 @@ def _labels(form: Mapping[str, str]) -> dict[str, str]:
 def scores(history: Sequence[HistoryEntry]) -> Chart | None:
     """What the device measured on its held-out samples, before it trained and afterwards.
 
-    Rounds stand side by side in the order in which they ended: campaigns take minutes, and lie
-    weeks apart.
+    Accuracy; of a model that has none its loss. Rounds stand side by side in the order in which
+    they ended: campaigns take minutes, and lie weeks apart.
     """
     rounds = [one for one in reversed(history) if one.ended is not None and one.held_out]
+    right = any(one.correct_before is not None for one in rounds)
     before, after, campaigns = [], [], []
     for at, one in enumerate(rounds):
         assert one.held_out
-        if one.correct_before is not None:
-            before.append((float(at), one.correct_before / one.held_out))
-        if one.correct_after is not None and one.train_steps:
-            after.append((float(at), one.correct_after / one.held_out))
+        first, last = one.loss_before, one.loss_after
+        if right:
+            first = _share(one.correct_before, one.held_out)
+            last = _share(one.correct_after, one.held_out)
+        if first is not None:
+            before.append((float(at), first))
+        if last is not None and one.train_steps:
+            after.append((float(at), last))
         if at == 0 or rounds[at - 1].campaign != one.campaign:
             campaigns.append((float(at), one.name or one.campaign))
+    shown: Callable[[float], str] = percent if right else loss
     told = ""
     if before:
         told = (
-            f"{len(before)} scores: {percent(before[0][1])} of its held-out samples were right at "
-            f"first, {percent(before[-1][1])} the last time."
+            f"{len(before)} scores: {shown(before[0][1])} of its held-out samples were right at "
+            f"first, {shown(before[-1][1])} the last time."
+            if right
+            else f"{len(before)} scores: a loss of {shown(before[0][1])} on its held-out samples "
+            f"at first, {shown(before[-1][1])} the last time."
         )
     series = {"before training": before, "after training": after}
     return lines(
-        "Accuracy on its own held-out samples, round by round",
+        f"{'Accuracy' if right else 'Loss'} on its own held-out samples, round by round",
         told,
         {name: points for name, points in series.items() if points},
         over="round",
         x_text=lambda at: _round(rounds[round(at)]),
-        y_text=lambda share: f"{100 * share:.0f} %",
+        y_text=(lambda share: f"{100 * share:.0f} %") if right else loss,
         x_marks=campaigns,
     )
+
+
+def _share(right: int | None, of: int) -> float | None:
+    return None if right is None else right / of
 
 
 def _round(one: HistoryEntry) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import onnx
 import pytest
@@ -10,6 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from codegen.errors import ModelError
 from codegen.graph.floats import FloatTensorOutput
+from codegen.graph.ir import Loss
 from codegen.importer.model import import_proto
 from codegen.operators.execution import evaluate
 from codegen.quantization.quantize import quantize, quantize_input
@@ -69,8 +72,27 @@ CHANNELS_LAST = model(
         model(*LAYERS, helper.make_node("Reshape", ["z", "s"], ["flat"]), s=np.array([-1, 72])),
         model(*LAYERS, transposed("z", "turned", 1, 3, 2)),
         CHANNELS_LAST,
+        model(
+            helper.make_node("Flatten", ["x"], ["f"]),
+            helper.make_node("Gemm", ["f", "g"], ["code"], "code"),
+            helper.make_node("Reshape", ["code", "s"], ["small"], "small"),
+            helper.make_node("ConvTranspose", ["small", "back"], ["z"], "z", strides=[2, 2]),
+            g=normal(72, 36) / 8,
+            s=np.array([-1, 4, 3, 3]),
+            back=normal(4, 2, 2, 2),
+        ),
     ],
-    ids=["plain", "tanh", "sigmoid", "residual", "scaled", "flat", "turned", "channels last"],
+    ids=[
+        "plain",
+        "tanh",
+        "sigmoid",
+        "residual",
+        "scaled",
+        "flat",
+        "turned",
+        "channels last",
+        "latent",
+    ],
 )
 def test_a_picture_of_the_inputs_shape_reconstructs_it_in_its_order(proto: onnx.ModelProto) -> None:
     flat = proto.graph.node[-1].op_type == "Reshape"  # could be a classifier's: has to be said
@@ -106,15 +128,41 @@ def test_a_picture_of_the_inputs_shape_reconstructs_it_in_its_order(proto: onnx.
                   whole=normal(5, 2, 6, 6)),
             "'y', with an activation; a model must end in a Gemm",
         ),
+        (model(helper.make_node("Sigmoid", ["x"], ["y"])), "no layer between input and output"),
         (model(conv("x", "w", "y"), shape=(2, 160, 160)), "102400 values.*65535 at most"),
     ],
-    ids=["other size", "padded", "clamped vector", "too large"],
+    ids=["other size", "padded", "clamped vector", "no layer", "too large"],
 )  # fmt: skip
 def test_what_no_device_can_be_trained_for_is_refused_with_the_remedy(
     proto: onnx.ModelProto, message: str
 ) -> None:
     with pytest.raises(ModelError, match=message):
         import_proto(proto)
+
+
+@pytest.mark.parametrize("loss", [None, "mse"])
+def test_real_labels_of_another_shape_are_refused_and_marks_play_no_part(
+    loss: Loss | None, tmp_path: Path
+) -> None:
+    x = normal(16, 2, 6, 6)
+    for y in (normal(16, 2, 3, 3), normal(16, 1), 2 * x):
+        np.savez(tmp_path / "samples.npz", x=x, y=y)
+        with pytest.raises(ModelError, match=r"labels 'y' of the samples are .* leave the labels"):
+            import_proto(model(*LAYERS), "net", loss, tmp_path / "samples.npz")
+    for marks in (np.arange(16) % 3, np.array(["dry", "wet"] * 8)):
+        np.savez(tmp_path / "samples.npz", x=x, y=marks)
+        assert (
+            import_proto(model(*LAYERS), "net", loss, tmp_path / "samples.npz").ending.loss == "mse"
+        )
+
+
+@pytest.mark.parametrize("loss", [None, "none"])
+def test_the_sigmoid_of_a_small_picture_is_part_of_it(loss: Loss | None) -> None:
+    proto = model(*LAYERS, helper.make_node("Sigmoid", ["z"], ["bent"]), shape=(2, 2, 3))
+    graph = import_proto(proto, loss=loss)
+    x = normal(4, 2, 2, 3)
+    expected = run(proto, x)[0].reshape(4, -1)
+    np.testing.assert_allclose(evaluate(graph, x)[graph.ending.output], expected, atol=1e-5)
 
 
 def test_a_map_of_classes_is_inferred_without_a_loss_as_the_message_says() -> None:

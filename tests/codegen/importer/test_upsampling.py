@@ -96,6 +96,44 @@ def test_pictures_are_resized_linearly_by_whole_numbers(
     same_as_onnxruntime(ending([node], constants, (2, 5, 3), "y", 2 * 15 * factors[0] * factors[1]))
 
 
+@pytest.mark.parametrize("kind", ["asymmetric", "half_pixel"])
+@pytest.mark.parametrize("factors", [(2, 2), (1, 3), (5, 4)])
+def test_a_linear_resize_of_codes_is_off_by_one_rounding_at_most(
+    kind: str, factors: tuple[int, int]
+) -> None:
+    nodes = [
+        *coded("x", "from"),
+        helper.make_node("Resize", ["x_from", "", "f"], ["r"], "up", mode="linear",
+                         coordinate_transformation_mode=kind),
+        *coded("r", "to"),
+        helper.make_node("Conv", ["r_to", "w"], ["y"], "back"),
+    ]  # fmt: skip
+    constants = {
+        "from_scale": np.float32(0.02), "from_zero": np.uint8(100),
+        "to_scale": np.float32(0.017), "to_zero": np.uint8(110),
+        "f": np.float32([1, 1, *factors]), "w": normal(2, 2, 1, 1),
+    }  # fmt: skip
+    size = 2 * 15 * factors[0] * factors[1]
+    float_graph = import_proto(ending(nodes, constants, (2, 5, 3), "y", size), loss="none")
+    samples = normal(32, 2, 5, 3, seed=5)
+    graph = quantize(float_graph, samples)
+    codes = quantize_input(graph, samples.transpose(0, 2, 3, 1))
+    values = simulate(graph, codes)
+    exact = evaluate(float_graph, values[graph.input])["up"]
+    step = graph.tensors["up"].scale
+    low, high = (step * (end - graph.tensors["up"].zero_point) for end in (-128, 127))
+    assert np.abs(values["up"] - np.clip(exact, low, high)).max() <= 0.5001 * step
+
+
+def coded(source: str, by: str) -> list[onnx.NodeProto]:
+    """``source`` to codes and back, in steps ``by``_scale."""
+    steps = [f"{by}_scale", f"{by}_zero"]
+    return [
+        helper.make_node("QuantizeLinear", [source, *steps], [f"{source}_codes"]),
+        helper.make_node("DequantizeLinear", [f"{source}_codes", *steps], [f"{source}_{by}"]),
+    ]
+
+
 def up_and_down() -> onnx.ModelProto:
     """A network that makes its picture smaller and larger again, by both operators."""
     nodes = [

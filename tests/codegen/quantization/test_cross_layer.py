@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from codegen.graph.floats import NO_CLAMP, Clamp, FloatGraph
+from codegen.graph.floats import NO_CLAMP, Clamp, Coding, FloatConv, FloatGraph, StoredIntegers
 from codegen.importer.model import import_model
 from codegen.operators.add import FloatAdd
 from codegen.operators.execution import evaluate
@@ -35,6 +35,40 @@ def test_with_relu_the_function_stays_on_any_input(seed: int) -> None:
     unseen = samples(20, seed=1) * 5.0
     before, after = evaluate(graph, unseen)["logits"], evaluate(equalized, unseen)["logits"]
     np.testing.assert_allclose(after, before, rtol=1e-9, atol=1e-9 * np.abs(before).max())
+
+
+def with_stored(graph: FloatGraph, *names: str) -> FloatGraph:
+    """``graph`` with integers in the layers ``names``, which stand for what they compute."""
+
+    def stored(op: FloatConv) -> FloatConv:
+        scale = np.abs(op.weight).max(axis=(1, 2, 3)) / 127
+        codes = np.rint(op.weight / scale[:, None, None, None]).astype(np.int16)
+        weight = codes * scale[:, None, None, None]
+        return dataclasses.replace(op, weight=weight, stored=StoredIntegers(codes, scale, None))
+
+    ops = [stored(op) if isinstance(op, FloatConv) and op.name in names else op for op in graph.ops]
+    return dataclasses.replace(graph, ops=tuple(ops))
+
+
+@pytest.mark.parametrize("name", ["dw", "project"])
+def test_layers_that_came_as_integers_are_rescaled_with_them_or_without(name: str) -> None:
+    graph = with_stored(network(), name)
+    equalized, done = equalize(graph, observe(graph, samples()))
+    assert {name} <= {pair.second for pair in done if pair.strength is not None}
+    exact = evaluate(graph, samples())["logits"]
+    np.testing.assert_allclose(evaluate(equalized, samples())["logits"], exact, rtol=1e-9)
+    layer = conv(equalized, name)
+    if name == "dw":
+        assert layer.stored is not None
+        kept = layer.stored.weight * layer.stored.weight_scale[:, None, None, None]
+        np.testing.assert_allclose(kept, layer.weight, rtol=1e-12)
+    report = compare(equalized, quantize(equalized, samples()), samples(40, seed=77))
+    assert (report.layers[-1].accumulated.sqnr_db or 0.0) > 20.0
+
+
+def test_a_tensor_that_the_file_codes_is_not_rescaled() -> None:
+    graph = dataclasses.replace(network(), codings={"expand": Coding(0.01, -128)})
+    assert "dw" not in {pair.second.name for pair in pairs(graph)}
 
 
 @pytest.mark.parametrize("seed", range(4))

@@ -163,6 +163,15 @@ def test_after_a_relu_the_lowest_code_is_real_zero_and_the_range_ends_at_the_cli
     assert math.isclose(tensor.scale * 255, 0.5)
 
 
+@pytest.mark.parametrize("clamp", [Clamp(low=0.0), Clamp(high=0.0), Clamp(0.0, 6.0)])
+def test_an_activation_that_calibration_never_wakes_gives_zeros_as_in_float(clamp: Clamp) -> None:
+    away = -100.0 if clamp.low == 0.0 else 100.0
+    graph = with_first_conv(bias=np.full(6, away), clamp=clamp)
+    made = quantize(graph, inputs())
+    codes = quantize_input(made, inputs(seed=2).transpose(0, 2, 3, 1))
+    assert not simulate(made, codes)["conv"].any()
+
+
 def test_a_clip_that_calibration_never_reaches_does_not_widen_the_range() -> None:
     graph = small_graph(clamp=Clamp(0.0, 1000.0))
     largest = evaluate(graph, inputs())["conv"].max()

@@ -171,6 +171,20 @@ def test_a_model_that_takes_no_digits_asks_for_data_of_its_shape(
         virtual_devices(NAMES, PASSWORDS, {"stm32f407": tmp_path}, "barn")
 
 
+def test_a_model_whose_labels_play_no_part_asks_for_none(
+    digits: Bundle, save: Callable[..., Path], tmp_path: Path
+) -> None:
+    manifest = json.loads((digits.path / "manifest.json").read_text())
+    manifest["model"]["loss"] = "mse"
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    bundles = {"stm32f407": tmp_path}
+    with pytest.raises(ConfigurationError, match=r"with x \(n, 8, 8, 1\)$"):
+        virtual_devices(NAMES, PASSWORDS, bundles, "barn")
+    unlabelled = save(x=numbered(9)["x"])
+    made = virtual_devices(NAMES, PASSWORDS, bundles, "barn", machine="host", data=unlabelled)
+    assert labels(made) == [[0, 0, 0]] * 3
+
+
 @pytest.mark.parametrize("has_file", [False, True])
 def test_a_model_that_trains_for_targets_asks_for_no_file_that_would_be_refused(
     digits: Bundle, save: Callable[..., Path], has_file: bool, tmp_path: Path

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,8 @@ import pytest
 
 from tests.codegen.dense_network import dense_network
 from tests.fleet.cli.conftest import Run
+
+MODELS = Path(__file__).parents[2] / "codegen" / "models"
 
 
 @pytest.mark.slow
@@ -43,3 +46,32 @@ def test_a_bundle_is_measured_on_samples_before_and_after_training(
     assert facts["before"]["agreement"] > 0.95
     assert facts["trained_samples"] == 90
     assert "need samples" in tinyfleet("measure", out, "--epochs", 2).stderr
+
+
+@pytest.mark.slow
+def test_an_autoencoder_without_a_matrix_is_compiled_and_measured(
+    tinyfleet: Run, tmp_path: Path
+) -> None:
+    model, own = MODELS / "autoencoder_transposed_script.onnx", tmp_path / "own.npz"
+    np.savez(own, x=np.random.default_rng(0).normal(size=(64, 2, 12, 8)).astype(np.float32))
+    last = [n.name for n in onnx.load(model).graph.node if n.op_type == "ConvTranspose"][-1]
+    plan = tmp_path / "mine.json"
+    trains = {"biases": {"last": 2}, "weights": [{"layer": last, "start": 0, "count": 2}]}
+    head = {"format": "tinyfleet-plan/1", "name": "mine", "head": True, "personal": ["biases"]}
+    plan.write_text(json.dumps({**head, **trains}))
+    call = ("compile", model, "--board", "stm32f746", "--calibration", own, "--out")
+    trained, inferred = tmp_path / "trained", tmp_path / "inferred"
+    made = tinyfleet(*call, trained, "--plan", plan)
+    for line in ("against the model's own input", "In the external flash: personal values"):
+        assert line in made.stdout, made.stderr
+    made = tinyfleet(*call, inferred, "--loss", "none")
+    assert "only infers" in made.stdout, made.stderr
+    emulated = tinyfleet("measure", trained).stdout
+    assert "squared units" in emulated
+    assert re.search(r"Outputs: (-?[0-9.]+, ){15}-?[0-9.]+ and 176 more", emulated)
+    facts = json.loads(tinyfleet("measure", trained, "--data", own, "--json").stdout)
+    assert facts["before"]["loss"] > 0
+    assert facts["before"]["accuracy"] is None
+    assert "no loss to measure" in tinyfleet("measure", inferred, "--data", own).stdout
+    refused = tinyfleet("plan", model, "--board", "stm32f746", "--data", own)
+    assert "classifiers only" in refused.stderr

@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 
 from fleet.campaign import CampaignConfig, Operation
+from fleet.campaign.config import Stage
+from fleet.campaign.gates import ScoreGate
 from fleet.coordinator.creation import new_campaign
 from fleet.errors import CampaignError
 from fleet.store import SqlStore
@@ -396,6 +398,16 @@ def test_bundles_of_different_models_make_no_campaign() -> None:
             SqlStore(),
             CampaignConfig(name="x", plans=("huge",)),
             small_model.manifest_texts("a"),
+            small_model.blob(),
+        )
+    reconstructing = small_model.manifest("a")
+    reconstructing["model"]["loss"] = "mse"
+    scored = Stage(name="all", share=1.0, gates=(ScoreGate(),))
+    with pytest.raises(CampaignError, match=r"gate score of stage all looks at accuracy.*loss mse"):
+        new_campaign(
+            SqlStore(),
+            CampaignConfig(name="x", stages=(scored,)),
+            {"a": json.dumps(reconstructing)},
             small_model.blob(),
         )
     inferring = small_model.manifest("a")

@@ -20,6 +20,8 @@ from fleet.dashboard.charts import (
     lines,
     steps,
 )
+from fleet.dashboard.screens.devices import scores
+from fleet.service.schema import HistoryEntry
 from tests.conftest import examples
 
 FIGURES = st.floats(-1e9, 1e9, allow_nan=False, width=32)
@@ -133,3 +135,16 @@ def test_bars_stand_on_the_ground_beside_each_other(columns: list[tuple[float, f
 def test_nothing_is_drawn_of_nothing() -> None:
     assert lines("t", "d", {"a": []}, over="x", x_text=plain, y_text=plain) is None
     assert bars("t", "d", [], {}, over="x", y_text=plain) is None
+
+
+def test_a_device_of_a_model_without_accuracy_shows_its_loss() -> None:
+    history = [
+        HistoryEntry(campaign="c", round=at, kind="train", ended=10.0 + at, held_out=9,
+                     train_steps=5, loss_before=0.5 - at / 10, loss_after=0.4 - at / 10)
+        for at in (1, 0)
+    ]  # fmt: skip
+    chart = scores(history)
+    assert chart is not None
+    assert chart.title.startswith("Loss")
+    assert "0.500 on its held-out samples at first, 0.400 the last time" in chart.description
+    assert "right" not in chart.description
