@@ -1,11 +1,12 @@
-/* Layer normalization: groups of elements less their mean, by their deviation. */
+/* Layer normalization: groups of elements less their mean, by their deviation; or less nothing, by
+ * the root of their mean square. */
 #include "fixed_point.h"
 
-/* Of one group. A standardized value times 2^bits is code * step - sum, times the upper half of
+/* Of one group. A standardized value times 2^bits is code * step - origin, times the upper half of
  * `factor`, >> shift; one over the deviation of count times the codes is
  * factor * 2^(-37 - power). */
 typedef struct {
-    int32_t step, sum;
+    int32_t step, origin;
     int32_t factor; /* at most 2^30 */
     int32_t shift, power;
 } moments;
@@ -30,7 +31,10 @@ static moments moments_of(const tf_layer_normalization *layer, const int8_t *inp
         sum += code;
         squares += code * code;
     }
-    const uint64_t spread = (uint64_t)((int64_t)count * squares - (int64_t)sum * sum);
+    /* Count times what codes are less of: their mean, or real zero. */
+    const int32_t origin = layer->centred != 0u ? sum : count * layer->in_zero;
+    const uint64_t spread =
+        (uint64_t)((int64_t)count * squares + (int64_t)origin * (origin - 2 * sum));
     uint64_t variance = (spread << 16) + layer->epsilon;
     variance = variance == 0u ? 1u : variance;
     const int32_t bits = tf_bit_length64(variance);
@@ -41,7 +45,7 @@ static moments moments_of(const tf_layer_normalization *layer, const int8_t *inp
     const int32_t shift = power + layer->lift + 5 - layer->bits;
     const moments made = {
         .step = count * (1 << layer->lift),
-        .sum = sum * (1 << layer->lift),
+        .origin = origin * (1 << layer->lift),
         .factor = (int32_t)((1u << 31) / square_root(scaled) << 14),
         .shift = tf_clamp(shift, 1, 30),
         .power = power,
@@ -50,7 +54,7 @@ static moments moments_of(const tf_layer_normalization *layer, const int8_t *inp
 }
 
 static inline int32_t standardized(const moments *by, int32_t code) {
-    const int32_t high = (int32_t)(((int64_t)(code * by->step - by->sum) * by->factor) >> 32);
+    const int32_t high = (int32_t)(((int64_t)(code * by->step - by->origin) * by->factor) >> 32);
     return tf_clamp((high + (1 << (by->shift - 1))) >> by->shift, -32767, 32767);
 }
 
@@ -75,7 +79,8 @@ void tf_layer_normalization_forward(const tf_layer_normalization *layer, const i
     tf_mask_end(&written);
 }
 
-/* What a group's errors have in common: their sum, and how much of them lies along the values. */
+/* What a group's errors have in common: their sum, 0 where values aren't less the mean, and how much
+ * of them lies along the values. */
 typedef struct {
     int32_t sum, along;
     int64_t bound; /* no error that leaves the group, before its factor, is larger */
@@ -92,6 +97,9 @@ static shares shares_of(const tf_layer_normalization *layer, const moments *by,
         along += own * value;
         tf_note_magnitude(&own_magnitude, own);
         tf_note_magnitude(&magnitude, value);
+    }
+    if (layer->centred == 0u) {
+        sum = 0;
     }
     const int32_t share = (int32_t)tf_round_shift(along, layer->bits);
     const int64_t size = share < 0 ? -(int64_t)share : share;
