@@ -75,7 +75,8 @@ REMEDIES = {
     "ReduceSum": "use the mean (ReduceMean)",
     **dict.fromkeys(
         ("Sqrt", "Reciprocal"),
-        "it is known in a LayerNormalization only: export that in one node (opset 17 or later)",
+        "it is known in a LayerNormalization or RMSNormalization only: export that in one node "
+        "(opset 17 or later, or 23)",
     ),
     "ArgMax": "end the network in the scores of its classes",
     **dict.fromkeys(CONTROL_FLOW, _UNROLLED),
@@ -284,14 +285,16 @@ _OWN: Mapping[str, Handler] = {
     "GlobalAveragePool": Handler(global_average_pool, "GlobalAveragePool"),
     "GlobalMaxPool": Handler(global_max_pool, "MaxPool over the picture"),
     "GroupNormalization": Handler(
-        group_normalization, "of one group: LayerNormalization of the whole picture", "more groups"
+        group_normalization,
+        "of one group: LayerNormalization of the whole picture; of features, in any groups",
+        "several groups of a picture's channels",
     ),
     "Identity": Handler(ImportState.rename, "nothing", renames=True),
     "InstanceNormalization": Handler(
         instance_normalization,
         "of one channel, as PyTorch writes a GroupNorm of one group: LayerNormalization of the "
-        "whole picture",
-        "more channels",
+        "whole picture; of features in any groups",
+        "several channels of a picture",
     ),
     "LayerNormalization": Handler(
         layer_normalization,
@@ -346,6 +349,11 @@ _OWN: Mapping[str, Handler] = {
         "GlobalAveragePool, or AveragePool over rows or columns; of the channels: a 1x1 "
         "convolution, which a plan can train",
         "a part of the channels; channels and rows or columns at once",
+    ),
+    "RMSNormalization": Handler(
+        layer_normalization,
+        "LayerNormalization whose mean stays; also where a mean square and a root spell it",
+        "as of LayerNormalization",
     ),
     "Reshape": Handler(
         _reshape, _FREE, "what neither merges whole dimensions nor splits them", renames=True

@@ -36,7 +36,7 @@ from codegen.importer.handlers import (
 )
 from codegen.importer.loss import Outputs, choose_loss
 from codegen.importer.nodes import Node
-from codegen.importer.normalization import find_normalizations
+from codegen.importer.normalization import find_normalizations, lay_out_normalizations
 from codegen.importer.outputs import Choice, choose_output
 from codegen.importer.passes import PASSES
 from codegen.importer.qoperator import to_qdq
@@ -145,7 +145,11 @@ def import_proto(
             model = inline_local_functions(model)
     except (onnx.checker.ValidationError, UnicodeDecodeError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:_REASON]
-        raise ModelError(f"the model breaks the ONNX rules: {reason}; export it again") from error
+        # GroupNormalization came with opset 18 and again, with other constants, with 21.
+        later = " with a later opset (21)" if "is deprecated" in reason else ""
+        raise ModelError(
+            f"the model breaks the ONNX rules: {reason}; export it again{later}"
+        ) from error
     notes = []
     if opset < OLDEST_OPSET:
         model = _converted(model, opset)
@@ -242,6 +246,7 @@ def _run(state: ImportState, chosen: Choice, opset: int) -> tuple[DraftGraph, Vi
             f"output '{chosen.tensor}' has zeros around it that nothing reads; export the model "
             "without the Pad at its end"
         )
+    lay_out_normalizations(state)
     state.lay_out_constants()
     draft = DraftGraph(state.input, result.tensor, state.ops, state.shapes, state.codings)
     for run_pass in PASSES:

@@ -99,6 +99,22 @@ class Affine(Unary):
         return self.below is None and self.gain.shape[1:] == self.shift.shape[1:] == (1, 1)
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class Normalization(Unary):
+    """The elements of ``axes`` normalized together, then with a gain and a shift for each in their
+    order: never survives `lay_out_normalizations`, when the axes of the input are settled.
+
+    ``shown`` is what ``node`` normalizes, in the file's terms.
+    """
+
+    gain: Array
+    shift: Array
+    axes: Group
+    epsilon: float
+    node: Node
+    shown: str
+
+
 class ImportState:
     """State of one import: constants by name, views of tensors, operations made so far."""
 
@@ -117,6 +133,7 @@ class ImportState:
         self._taken: set[str] = set()
         self._roles: dict[str, Roles] = {}  # by tensor; of the input once they are settled
         self._like_input: set[str] = set()  # tensors with the input's axes
+        self._expected: Group | None = None  # channels of the input, if nothing says otherwise
         self._rearranged_by: dict[str, Node] = {}  # by ONNX name: what moved its dimensions last
         self.outputs = [output.name for output in graph.output]
         self.input = self._read_input(graph)
@@ -331,6 +348,7 @@ class ImportState:
         """The axes of the view's tensor; settles the input's as its dimensions stand, or with the
         last one for the channels."""
         if view.tensor not in self._roles:
+            channels_last = channels_last or view.dims[-1] == self._expected
             batch, dims = view.dims[0], view.dims[1:]
             if channels_last:
                 # tf2onnx makes one dimension of batch and time, of which one is 1.
@@ -343,6 +361,12 @@ class ImportState:
                 Roles(dims[0], dims[1] if len(dims) == 3 else (), dims[-1] if len(dims) > 1 else ())
             )
         return self._roles[view.tensor]
+
+    def expect_channels(self, group: Group) -> None:
+        """Takes ``group`` for the input's channels where it is the last dimension of what reads
+        the input, and that doesn't say which are."""
+        if self.input not in self._roles:
+            self._expected = group
 
     def _settle_input(self, roles: Roles) -> None:
         for tensor in self._like_input:
@@ -453,11 +477,12 @@ class ImportState:
             return tuple(part for a in group for part in (parts if a is axis else (a,)))
 
         self._sample_axes = list(divided(tuple(self._sample_axes)))
+        self._expected = None if self._expected is None else divided(self._expected)
         for name, view in self.views.items():
             dims = tuple(divided(group) for group in view.dims)
             self.views[name] = dataclasses.replace(view, dims=dims)
         for name, op in self.ops.items():
-            if isinstance(op, Affine):
+            if isinstance(op, (Affine, Normalization)):
                 self.ops[name] = dataclasses.replace(op, axes=divided(op.axes))
         for name, roles in self._roles.items():
             groups = (roles.channels, roles.height, roles.width)
