@@ -46,6 +46,7 @@ from codegen.operators.product import FloatProduct
 from codegen.operators.rearrange import Rearrange, by_axis
 from codegen.operators.requantize import FloatClamp
 from codegen.operators.scaling import FloatScaling
+from codegen.operators.transpose import Transpose
 from codegen.program.instructions import Rates, estimated_instructions, work_of
 from codegen.program.lowering import lower
 from codegen.program.plans import (
@@ -154,7 +155,9 @@ def gated(size: int) -> Graph:
         conv("context", "mean", (16, 16, 1, 1)),
         Expand("around", "context", "around", (16, size, size)),
         FloatAdd("met", ("attended", "around"), "met"),
-        conv("late", "met", (24, 16, 3, 3), 2),
+        Transpose("turned", "met", "turned", (size, size, 16), (2, 0, 1), (size, 16, size)),
+        Transpose("back", "turned", "back", (16, size, size), (1, 2, 0), (16, size, size)),
+        conv("late", "back", (24, 16, 3, 3), 2),
         GlobalAveragePool("pool", "late", "pool"),
         FloatHead("head", "pool", "out", draw.normal(0, 0.2, (10, 24)), np.zeros(10)),
     )  # fmt: skip
@@ -163,6 +166,7 @@ def gated(size: int) -> Graph:
         **dict.fromkeys(("half", "narrow"), (16, size // 2, size)),
         **dict.fromkeys(("squeezed", "excite", "gate"), (16, 1, 1)),
         **dict.fromkeys(("mean", "context"), (16, 1, size)),
+        "turned": (size, 16, size),
         "late": (24, size // 2, size // 2), "pool": (24, 1, 1),
     }  # fmt: skip
     graph = FloatGraph("gated", "x", shapes, ops, {})

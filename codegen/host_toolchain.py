@@ -16,7 +16,8 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
@@ -33,6 +34,8 @@ PARALLEL_JOBS = 2
 CACHED_OBJECTS_AT_MOST = 4000
 CACHED_LIBRARIES_AT_MOST = 20
 
+_BUILDING = "building-"
+_LONGEST_BUILD_SECONDS = 86_400
 _WARNINGS = ("-Wall", "-Wextra", "-Werror")
 _COMMON = ("-std=c99", "-ffp-contract=off", "-ffunction-sections", "-fdata-sections", "-g0")
 _OWN = "TF_"  # what no header of a system or of others' code asks for
@@ -127,6 +130,7 @@ class Compiler:
         with ThreadPoolExecutor(PARALLEL_JOBS) as pool:
             objects = list(pool.map(compile_one, units))
         _prune(cache, "*/*.o", CACHED_OBJECTS_AT_MOST)
+        _clear(cache.glob(f"*/{_BUILDING}*"))
         return objects
 
     def _compile_one(
@@ -147,7 +151,7 @@ class Compiler:
         target.parent.mkdir(parents=True, exist_ok=True)
         # Compiled under a name of its own and renamed, so that two builds at once, or a killed
         # one, never leave half an object behind.
-        with tempfile.TemporaryDirectory(dir=target.parent) as folder:
+        with tempfile.TemporaryDirectory(prefix=_BUILDING, dir=target.parent) as folder:
             made = Path(folder) / "unit.o"
             includes = [f"-I{item}" for item in include_dirs]
             definitions = [f"-D{name}={value}" for name, value in sorted(defines.items())]
@@ -220,11 +224,12 @@ class HostToolchain(Compiler):
         kept = cache_folder() / "libraries" / f"{key}.so"
         if not _use(kept):
             kept.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=kept.parent) as folder:
+            with tempfile.TemporaryDirectory(prefix=_BUILDING, dir=kept.parent) as folder:
                 made = Path(folder) / "library.so"
                 self.build_host(sources, include_dirs=include_dirs, output=made)
                 made.replace(kept)
             _prune(kept.parent, "*.so", CACHED_LIBRARIES_AT_MOST)
+            _clear(kept.parent.glob(f"{_BUILDING}*"))
         return kept
 
 
@@ -343,3 +348,11 @@ def _prune(cache: Path, pattern: str, most: int) -> None:
         with contextlib.suppress(FileNotFoundError):
             if item.stat().st_mtime == used[item]:  # else another build links it by now
                 item.unlink()
+
+
+def _clear(folders: Iterable[Path]) -> None:
+    """Deletes what builds have left that were killed."""
+    for folder in folders:
+        with contextlib.suppress(FileNotFoundError):
+            if time.time() - folder.stat().st_mtime > _LONGEST_BUILD_SECONDS:
+                shutil.rmtree(folder, ignore_errors=True)

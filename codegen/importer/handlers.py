@@ -42,13 +42,14 @@ from codegen.importer.scaling import (
     mul,
     neg,
     p_relu,
+    reduce_sum,
     scaler,
     sub,
     sum_of_all,
 )
 from codegen.importer.selections import gather, slice_, split
 from codegen.importer.state import ImportState
-from codegen.importer.upsampling import conv_transpose, resize
+from codegen.importer.upsampling import conv_transpose, depth_to_space, resize, space_to_depth
 from codegen.operators import OPERATORS
 from codegen.operators.base import Handler
 
@@ -72,7 +73,6 @@ REMEDIES = {
         ),
         "train a network in its place (MLPClassifier, MLPRegressor)",
     ),
-    "ReduceSum": "use the mean (ReduceMean)",
     **dict.fromkeys(
         ("Sqrt", "Reciprocal"),
         "it is known in a LayerNormalization or RMSNormalization only: export that in one node "
@@ -216,6 +216,7 @@ def _softmax(state: ImportState, node: Node) -> None:
 
 
 _FREE = "the same values in other dimensions: it costs nothing"
+_ORDER = "the same values in other dimensions, as Reshape and Transpose make them"
 _CONSTANTS = (
     "part of the layer before it, or a depthwise 1x1 layer of its own; where the constant varies "
     "along rows or columns, Scaling"
@@ -241,8 +242,8 @@ _OWN: Mapping[str, Handler] = {
     "CastLike": Handler(_cast_like, "nothing", renames=True),
     "Concat": Handler(
         concat,
-        "Concat of channels; of tensors of one shape also along a dimension of size 1",
-        "rows and columns; pictures of unlike size",
+        "Concat of channels; of other dimensions, with a Transpose of each before it",
+        "pictures of unlike size; more than three dimensions",
     ),
     "Constant": Handler(_constant, "a constant", "sparse tensors and strings"),
     "Conv": Handler(
@@ -255,6 +256,7 @@ _OWN: Mapping[str, Handler] = {
         "zeros between the pixels (Rearrange), and a convolution with its taps in reverse",
         "weights that aren't constant; three spatial dimensions",
     ),
+    "DepthToSpace": Handler(depth_to_space, _ORDER, renames=True),
     "DequantizeLinear": Handler(
         dequantize_linear,
         "the real values of constants, or nothing",
@@ -286,22 +288,21 @@ _OWN: Mapping[str, Handler] = {
     "GlobalMaxPool": Handler(global_max_pool, "MaxPool over the picture"),
     "GroupNormalization": Handler(
         group_normalization,
-        "of one group: LayerNormalization of the whole picture; of features, in any groups",
-        "several groups of a picture's channels",
+        "LayerNormalization of its groups; of several in a picture: behind a Transpose",
+        "what opset 18 had by this name",
     ),
     "Identity": Handler(ImportState.rename, "nothing", renames=True),
     "InstanceNormalization": Handler(
         instance_normalization,
-        "of one channel, as PyTorch writes a GroupNorm of one group: LayerNormalization of the "
-        "whole picture; of features in any groups",
-        "several channels of a picture",
+        "LayerNormalization of each channel, behind a Transpose; of one channel, as PyTorch "
+        "writes a GroupNorm of one group: of the whole picture",
     ),
     "LayerNormalization": Handler(
         layer_normalization,
         "LayerNormalization, whose scale and bias aren't trained; also where means and roots "
-        "spell it",
-        "other groups than the channels of a pixel, of whole rows or of the whole picture, and "
-        "those of more than 16,384 elements; scales that aren't constant",
+        "spell it; of other groups than the channels of a pixel, of whole rows or of the whole "
+        "picture: behind a Transpose",
+        "groups of more than 16,384 elements; scales that aren't constant",
     ),
     "LSTM": Handler(
         lstm,
@@ -330,8 +331,8 @@ _OWN: Mapping[str, Handler] = {
     "Pad": Handler(
         pad,
         "the padding of the convolution or average pool that follows, else Rearrange; channels "
-        "may be last",
-        "other values than 0; dimensions but height and width; negative pads",
+        "may be last; what repeats or mirrors a tensor's own: Gather",
+        "other values than 0; zeros around the channels; negative pads",
     ),
     "QuantizeLinear": Handler(
         quantize_linear,
@@ -341,20 +342,20 @@ _OWN: Mapping[str, Handler] = {
     ),
     "ReduceMax": Handler(
         reduce_max,
-        "MaxPool over rows, columns or both; of the channels: ChannelMax",
-        "a part of the channels; channels and rows or columns at once",
+        "MaxPool over rows, columns or both; of the channels: ChannelMax; of other dimensions with "
+        "a Transpose before it",
     ),
     "ReduceMean": Handler(
         reduce_mean,
         "GlobalAveragePool, or AveragePool over rows or columns; of the channels: a 1x1 "
-        "convolution, which a plan can train",
-        "a part of the channels; channels and rows or columns at once",
+        "convolution, which a plan can train; of other dimensions with a Transpose before it",
     ),
     "RMSNormalization": Handler(
         layer_normalization,
         "LayerNormalization whose mean stays; also where a mean square and a root spell it",
         "as of LayerNormalization",
     ),
+    "ReduceSum": Handler(reduce_sum, "as ReduceMean, and a product"),
     "Reshape": Handler(
         _reshape, _FREE, "what neither merges whole dimensions nor splits them", renames=True
     ),
@@ -385,6 +386,7 @@ _OWN: Mapping[str, Handler] = {
         "starts and ends that aren't constant",
     ),
     "Softmax": Handler(_softmax, "the loss, at the end", "anywhere else than at the end"),
+    "SpaceToDepth": Handler(space_to_depth, _ORDER, renames=True),
     "Split": Handler(split, "Gather, one for each part that is used", "sizes that aren't constant"),
     "Squeeze": Handler(_squeeze, _FREE, renames=True),
     "Sub": Handler(sub, "as Add"),
@@ -392,8 +394,9 @@ _OWN: Mapping[str, Handler] = {
     "Tile": Handler(tile, "Expand, or Gather along axes larger than 1", "repeats of the batch"),
     "Transpose": Handler(
         _transpose,
-        "the same values in another order, which what follows takes into account",
-        "orders that what follows can't take into account",
+        "the same values in another order, which what follows takes into account: where it can't, "
+        "a Transpose of the codes is before it",
+        "the batch",
         renames=True,
     ),
     "Unsqueeze": Handler(_unsqueeze, _FREE, renames=True),

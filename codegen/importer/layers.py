@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +23,9 @@ from codegen.importer.views import (
     size_of,
 )
 from codegen.operators.concat import Concat
+
+_MOST_COPIES = {"edge": np.inf, "reflect": -1.0, "wrap": 0.0}
+"""Modes of Pad that copy, and by how much more than a dimension's size they can pad it."""
 
 # Attributes: one entry per spatial dimension in the file, two here; 1-D layers get height 1.
 
@@ -294,10 +298,7 @@ def _linear(
             "dimension must have as many elements"
         )
     if not whole and group != roles.channels:
-        node.refuse(
-            f"works along the last dimension of {list(view.sizes)}, which isn't the channels; "
-            "flatten the tensor before it"
-        )
+        view, roles = _with_channels(state, node, 0, view, len(view.dims) - 1)
     channels, height, width = roles.shape
     kernel = (height, width) if whole else (1, 1)
 
@@ -329,7 +330,7 @@ def _linear(
 
 
 def concat(state: ImportState, node: Node) -> None:
-    """Concat of channels."""
+    """Concat along the channels, which a dimension becomes that isn't."""
     views = [
         state.in_order(node, index, state.view(node, index)) for index in range(len(node.inputs))
     ]
@@ -346,15 +347,12 @@ def concat(state: ImportState, node: Node) -> None:
     if beside and len({tuple(shape) for shape in shapes}) == 1:
         _stack(state, node, views, roles[0], axis)
         return
-    for view, role in zip(views, roles, strict=True):
+    for index, (view, role) in enumerate(zip(views, roles, strict=True)):
         others = [group for i, group in enumerate(view.dims) if i != axis]
         spatial = [group for group in others if group != ()]
         wanted = [group for group in (role.height, role.width) if group != ()]
         if view.dims[axis] != role.channels or spatial != wanted:
-            node.refuse(
-                f"attribute axis = {axis} on shapes {shapes}; only channels can be concatenated "
-                "(for flattened pictures: concatenate first, then flatten)"
-            )
+            views[index], roles[index] = _with_channels(state, node, index, view, axis)
     if len({role.shape[1:] for role in roles}) > 1:
         node.refuse(f"concatenates pictures of different sizes: {shapes}")
     name = state.unique(node.name)
@@ -363,6 +361,21 @@ def concat(state: ImportState, node: Node) -> None:
     dims = tuple(channels if i == axis else group for i, group in enumerate(views[0].dims))
     op = Concat(name, tuple(view.tensor for view in views), name)
     state.append(node, op, made, dims)
+
+
+def _with_channels(
+    state: ImportState, node: Node, index: int, view: View, place: int
+) -> tuple[View, Roles]:
+    """Input ``index`` of a tensor whose channels are dimension ``place``, and its axes."""
+    rest = [group for i, group in enumerate(view.dims) if i != place and group != ()]
+    if len(rest) > 2 or view.dims[0] != ():
+        node.refuse(
+            f"works along dimension {place} of {list(view.sizes)}; beside that one only batch and "
+            "two others are supported: reshape the tensor before it"
+        )
+    roles = Roles(view.dims[place], *([()] * (2 - len(rest)) + rest))
+    view = state.views[node.input(index)] = state.transposed(node.name, view, roles)
+    return view, roles
 
 
 def _stack(state: ImportState, node: Node, views: list[View], roles: Roles, axis: int) -> None:
@@ -384,12 +397,18 @@ def _stack(state: ImportState, node: Node, views: list[View], roles: Roles, axis
 
 
 def pad(state: ImportState, node: Node) -> None:
-    """Pad with zeros around height and width, which stand before channels where these are last."""
+    """Pad with zeros around height and width, which stand before channels where these are last, or
+    with what a tensor has elsewhere along a dimension."""
     mode = node.attributes.get("mode", "constant")
+    if mode not in ("constant", *_MOST_COPIES):
+        node.refuse(f"attribute mode = {mode} is unknown; use constant, {', '.join(_MOST_COPIES)}")
     value = float(state.constant(node, 2, "value").reshape(-1)[0]) if node.input(2) else 0.0
     value = state.real_value(node, value)
-    if mode != "constant" or value != 0.0:
-        node.refuse(f"pads with mode {mode} and value {value:g}; only constant zeros are supported")
+    if mode == "constant" and value != 0.0:
+        node.refuse(
+            f"pads with the value {value:g}; supported are zeros, and the modes "
+            f"{', '.join(_MOST_COPIES)}"
+        )
     pads = state.constant(node, 1, "pads").astype(int).reshape(-1).tolist()
     rank = len(state.padded_view(node).dims)
     axes = list(range(rank))
@@ -410,6 +429,9 @@ def pad(state: ImportState, node: Node) -> None:
     if last:
         known = state.roles(node, view, channels_last=True)
         last = view.dims == channels_last_dims(known, rank) != picture_dims(known, rank)
+    if mode != "constant":
+        _pad_with_copies(state, node, mode, {axis: by_axis[axis] for axis in padded})
+        return
     if min(pads) < 0 or 0 in padded or (1 in padded and not last):
         node.refuse(
             f"pads = {pads}; only height and width can be padded, by 0 or more (to widen the "
@@ -422,3 +444,22 @@ def pad(state: ImportState, node: Node) -> None:
     left, right = by_axis.get(columns, (0, 0))
     more = sum_of(Padding(top, left, bottom, right), view.padding)
     state.views[node.outputs[0]] = dataclasses.replace(view, padding=more)
+
+
+def _pad_with_copies(
+    state: ImportState, node: Node, mode: str, pads: Mapping[int, tuple[int, int]]
+) -> None:
+    view = state.view(node)
+    for axis, around in pads.items():
+        size = view.sizes[axis]
+        most = size + _MOST_COPIES[mode]
+        if min(around) < 0 or max(around) > most:
+            possible = "0 or more" if most == np.inf else f"0 to {most:g}"
+            node.refuse(
+                f"pads dimension {axis} by {list(around)}; mode {mode} pads {size} entries by "
+                f"{possible}"
+            )
+        # A pad's modes have the same names there.
+        entries = np.pad(np.arange(size), around, mode=mode)  # type: ignore[call-overload]
+        view = state.take(node, view, axis, entries.tolist())
+    state.views[node.outputs[0]] = view

@@ -25,7 +25,13 @@ from onnx.inliner import inline_local_functions
 from onnx.reference import ReferenceEvaluator
 
 from codegen.errors import ModelError
-from codegen.graph.floats import FloatGraph, FloatHead, FloatTensorOutput, LossChoice
+from codegen.graph.floats import (
+    FloatConv,
+    FloatGraph,
+    FloatHead,
+    FloatTensorOutput,
+    LossChoice,
+)
 from codegen.graph.ir import MOST_BINARY_OUTPUTS, Loss, Padding, label_count
 from codegen.importer.draft import DraftGraph
 from codegen.importer.handlers import (
@@ -42,7 +48,7 @@ from codegen.importer.passes import PASSES
 from codegen.importer.qoperator import to_qdq
 from codegen.importer.quantized import ON_CODES, follow_integers
 from codegen.importer.state import Affine, ImportState
-from codegen.importer.views import View
+from codegen.importer.views import Roles, View, picture_roles
 
 __all__ = ["OLDEST_OPSET", "SUPPORTED_OPERATORS", "import_model", "import_proto", "load_file"]
 
@@ -246,12 +252,39 @@ def _run(state: ImportState, chosen: Choice, opset: int) -> tuple[DraftGraph, Vi
             f"output '{chosen.tensor}' has zeros around it that nothing reads; export the model "
             "without the Pad at its end"
         )
+    result = _in_order(state, chosen.tensor, result)
     lay_out_normalizations(state)
     state.lay_out_constants()
     draft = DraftGraph(state.input, result.tensor, state.ops, state.shapes, state.codings)
     for run_pass in PASSES:
         run_pass(draft)
     return draft, result
+
+
+def _in_order(state: ImportState, name: str, result: View) -> View:
+    """The output, of a tensor whose channels, height and width are its dimensions if it is a
+    picture, in the places that these have in an input of its shape.
+
+    A matrix at the end sorts its outputs itself.
+    """
+    roles, last = state.roles_of(result.tensor), state.ops.get(result.tensor)
+    by_matrix = isinstance(last, FloatConv | Affine) and roles.height == roles.width == ()
+    if by_matrix or result.dims[0] != () or len(result.dims) not in (3, 4) or result.after:
+        return result
+    wanted = _like_input(state, result)
+    sides = (roles.channels, roles.height, roles.width)
+    if wanted is None and all(group in sides for group in result.dims if group != ()):
+        return result
+    return state.transposed(name, result, wanted or picture_roles(result.dims))
+
+
+def _like_input(state: ImportState, result: View) -> Roles | None:
+    """The output's dimensions as what those of the input are, where it has as many entries."""
+    source, roles = state.views[state.input], state.roles_of(state.input)
+    sides = (roles.channels, roles.height, roles.width)
+    if result.sizes != source.sizes or any(side not in source.dims for side in sides):
+        return None
+    return Roles(*(result.dims[source.dims.index(side)] if side else () for side in sides))
 
 
 def _is_constant(state: ImportState, node: Node) -> bool:

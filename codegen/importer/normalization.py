@@ -21,12 +21,8 @@ from codegen.importer.draft import DraftGraph
 from codegen.importer.nodes import Node
 from codegen.importer.scaling import append_affine
 from codegen.importer.state import Affine, Array, ImportState, Normalization
+from codegen.importer.views import Group, Roles, View
 from codegen.operators.layer_normalization import FloatLayerNormalization
-
-_OTHERWISE = (
-    "use BatchNormalization, or normalize all channels of each pixel, of whole rows or of the "
-    "whole picture together (LayerNormalization, GroupNormalization of one group)"
-)
 
 _ONE, _ZERO = np.array(1.0), np.array(0.0)
 
@@ -47,10 +43,9 @@ def layer_normalization(state: ImportState, node: Node) -> None:
         axes = node.attributes["axes"] or range(2, rank)
         places = tuple(sorted(node.place(axis, rank) for axis in axes))
         scale, bias = _ONE, _ZERO
-    if places == (rank - 1,):
-        state.expect_channels(view.dims[-1])
-    together = f"dimensions {list(places)} of {list(view.sizes)} together"
-    _normalize(state, node, places, together, scale, bias)
+    if places == (rank - 1,) and view.tensor not in state.shapes:
+        state.expected_channels = view.dims[-1]
+    _normalize(state, node, places, scale, bias)
 
 
 def _of_a_group(node: Node, values: Array, rank: int) -> Array:
@@ -74,7 +69,7 @@ def group_normalization(state: ImportState, node: Node) -> None:
     split = dataclasses.replace(node, outputs=(apart,))
     state.reshape(split, (sizes[0], groups, math.prod(sizes[1:]) // groups))
     each = dataclasses.replace(node, inputs=(apart,), outputs=(normal,))
-    _normalize(state, each, (2,), f"{groups} groups of channels by themselves")
+    _normalize(state, each, (2,))
     state.reshape(dataclasses.replace(node, inputs=(normal,), outputs=(whole,)), sizes)
     _by_channel(state, node, whole)
 
@@ -84,7 +79,7 @@ def instance_normalization(state: ImportState, node: Node) -> None:
     sizes, normal = state.view(node).sizes, f"{node.outputs[0]}@normal"
     each = dataclasses.replace(node, outputs=(normal,))
     places = tuple(range(2, len(sizes)))
-    _normalize(state, each, places, f"{sizes[1]} channels by themselves")
+    _normalize(state, each, places)
     _by_channel(state, node, normal)
 
 
@@ -105,12 +100,10 @@ def _normalize(
     state: ImportState,
     node: Node,
     places: tuple[int, ...],
-    shown: str,
     scale: Array = _ONE,
     bias: Array = _ZERO,
 ) -> None:
-    """Normalizes the dimensions ``places`` together, which is ``shown`` in the file's terms;
-    constants broadcast along these."""
+    """Normalizes the dimensions ``places`` together; constants broadcast along these."""
     view = state.view(node)
     epsilon = float(node.attributes.get("epsilon", 1e-5))
     if epsilon < 0:
@@ -118,9 +111,30 @@ def _normalize(
     sizes = [view.sizes[place] for place in places]
     gain, shift = (np.broadcast_to(values, sizes).reshape(-1) for values in (scale, bias))
     axes = tuple(axis for place in places for axis in view.dims[place])
+    if not _fits(state, view, axes):
+        rest = tuple(axis for group in view.dims for axis in group if axis not in axes)
+        view = state.transposed(node.name, view, Roles(axes, (), rest))
     name = state.unique(node.name)
-    op = Normalization(name, view.tensor, name, gain, shift, axes, epsilon, node, shown)
+    op = Normalization(name, view.tensor, name, gain, shift, axes, epsilon, node)
     state.append_elementwise(node, op, view)
+
+
+def _fits(state: ImportState, view: View, axes: Group) -> bool:
+    """Whether groups of ``axes`` lie one behind the other in the view's tensor.
+
+    Where that is the input and nothing has said yet what its axes are, the whole of it does, and
+    what is taken for the channels.
+    """
+    if view.tensor not in state.shapes:
+        return len(axes) == sum(map(len, view.dims)) or axes == state.expected_channels
+    return _last_of(state.roles_of(view.tensor), axes) is not None
+
+
+def _last_of(roles: Roles, axes: Group) -> Group | None:
+    """``axes`` in the order that elements have on the device, None where others lie between."""
+    elements = (*roles.height, *roles.width, *roles.channels)
+    last = elements[len(elements) - len(axes) :]
+    return last if set(last) == set(axes) else None
 
 
 def lay_out_normalizations(state: ImportState) -> None:
@@ -128,11 +142,14 @@ def lay_out_normalizations(state: ImportState) -> None:
     for name, op in state.ops.items():
         if not isinstance(op, Normalization):
             continue
-        roles = state.roles(op.node, state.views[op.node.outputs[0]])
-        elements = (*roles.height, *roles.width, *roles.channels)
-        last = elements[len(elements) - len(op.axes) :]
-        if set(last) != set(op.axes):
-            op.node.refuse(f"normalizes {op.shown}; {_OTHERWISE}")
+        if name not in state.shapes:
+            state.roles(op.node, state.views[op.node.outputs[0]])  # settles the input's
+        last = _last_of(state.roles_of(name), op.axes)
+        if last is None:
+            op.node.refuse(
+                "normalizes the last dimension of the model's input, which what follows doesn't "
+                "take for the channels; normalize behind the first layer, or the whole input"
+            )
         sizes, order = [axis.size for axis in op.axes], [op.axes.index(axis) for axis in last]
         gain, shift = (
             values.reshape(sizes).transpose(order).reshape(-1) for values in (op.gain, op.shift)

@@ -44,6 +44,8 @@ def _pair(state: ImportState, node: Node, verb: str) -> _Pair:
     views = [state.view(node, index) for index in (0, 1)]
     if not _fits(state, node, views):
         views = [state.in_order(node, index, view) for index, view in enumerate(views)]
+    if not _fits(state, node, views) and all(_is_picture(view) for view in views):
+        views = [state.picture(node, index)[0] for index in (0, 1)]
     if not _fits(state, node, views):
         shown = " and ".join(str(list(view.sizes)) for view in views)
         node.refuse(
@@ -64,6 +66,10 @@ def _pair(state: ImportState, node: Node, verb: str) -> _Pair:
         roles,
         tuple(a or b for a, b in zip(dims[large], dims[1 - large], strict=True)),
     )
+
+
+def _is_picture(view: View) -> bool:
+    return view.dims[0] == () and len(view.dims) in (2, 3, 4)
 
 
 def _sides(roles: Roles) -> tuple[Group, Group, Group]:

@@ -159,10 +159,15 @@ def _reduce(
     )
     over_channels = bool(gone) and gone == set(roles.channels)
     if (gone - spatial and not over_channels) or partly:
-        node.refuse(
-            f"reduces dimensions {sorted(axes)} of {list(view.sizes)}; height, width or both can "
-            "be reduced, or the channels by themselves: reduce one after the other"
+        # What stays becomes the channels, what goes a row of pixels.
+        every = [axis for group in view.dims for axis in group]
+        roles = Roles(
+            tuple(axis for axis in every if axis not in gone),
+            (),
+            tuple(axis for axis in every if axis in gone),
         )
+        view = state.transposed(node.name, view, roles)
+        spatial, over_height, over_width, over_channels = gone, False, True, False
     dims: list[Group] = [() if i in axes else group for i, group in enumerate(view.dims)]
     if not keep:
         dims = [group for i, group in enumerate(dims) if i not in axes]

@@ -176,21 +176,21 @@ def _append(
     if reverse:
         view = state.take(node, view, 0, range(view.sizes[0])[::-1])
         time = view.dims[0]
+    name = state.unique(f"{node.name}_reverse" if reverse else node.name)
     roles = state.roles_of(view.tensor)
     sides = {"height": (roles.height, roles.width), "width": (roles.width, roles.height)}
     along = next(
         (
-            name
-            for name, (own, other) in sides.items()
+            side
+            for side, (own, other) in sides.items()
             if time == own and set(features) == {*roles.channels, *other}
         ),
         None,
     )
-    if along is None:
-        node.refuse(
-            f"its input of shape {list(view.sizes)} mixes the dimensions of a picture of "
-            f"{list(roles.shape)}; steps must be its height or its width, features all the rest"
-        )
+    if along is None:  # neither rows nor columns are the steps
+        roles, along = Roles(features, (), time), "width"
+        view = state.transposed(name, view, roles)
+        sides = {"height": (roles.height, roles.width), "width": (roles.width, roles.height)}
     other = sides[along][1]
     kernel = tuple(
         1 if side == along else roles.shape[1 + place] for place, side in enumerate(sides)
@@ -199,7 +199,6 @@ def _append(
     canonical = [*roles.channels, *other]
     split = weights.input.reshape(rows, *(axis.size for axis in features))
     ordered = split.transpose(0, *(1 + features.index(axis) for axis in canonical))
-    name = state.unique(f"{node.name}_reverse" if reverse else node.name)
     source = state.unique(f"{name}_input")
     op, bias = cell(name, source, weights)
     conv = FloatConv(

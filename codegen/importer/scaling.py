@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import numpy as np
 
 from codegen.importer.nodes import Node
 from codegen.importer.pairs import product_of_two, sum_of_two
+from codegen.importer.pools import reduce_mean
 from codegen.importer.state import Affine, Array, ImportState
 from codegen.importer.views import Group, View, size_of
 from codegen.operators.functions import X
@@ -111,6 +113,16 @@ def div(state: ImportState, node: Node) -> None:
 def neg(state: ImportState, node: Node) -> None:
     """Neg: a product with -1."""
     append_affine(state, node, state.view(node), np.array(-1.0), np.array(0.0), ())
+
+
+def reduce_sum(state: ImportState, node: Node) -> None:
+    """ReduceSum: the mean, times how many there were."""
+    mean = f"{node.outputs[0]}@mean"
+    reduce_mean(state, dataclasses.replace(node, outputs=(mean,)))
+    scaled = dataclasses.replace(node, inputs=(mean,))
+    view = state.view(scaled)
+    count = math.prod(state.view(node).sizes) / math.prod(view.sizes)
+    append_affine(state, scaled, view, np.array(count), np.array(0.0), ())
 
 
 def p_relu(state: ImportState, node: Node) -> None:

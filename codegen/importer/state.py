@@ -44,6 +44,7 @@ from codegen.operators import operator_of
 from codegen.operators.base import Copying
 from codegen.operators.gather import Gather, PictureAxis
 from codegen.operators.rearrange import LARGEST, Rearrange, by_axis
+from codegen.operators.transpose import Transpose
 
 Array = NDArray[np.float64]
 
@@ -103,8 +104,6 @@ class Affine(Unary):
 class Normalization(Unary):
     """The elements of ``axes`` normalized together, then with a gain and a shift for each in their
     order: never survives `lay_out_normalizations`, when the axes of the input are settled.
-
-    ``shown`` is what ``node`` normalizes, in the file's terms.
     """
 
     gain: Array
@@ -112,7 +111,6 @@ class Normalization(Unary):
     axes: Group
     epsilon: float
     node: Node
-    shown: str
 
 
 class ImportState:
@@ -133,7 +131,7 @@ class ImportState:
         self._taken: set[str] = set()
         self._roles: dict[str, Roles] = {}  # by tensor; of the input once they are settled
         self._like_input: set[str] = set()  # tensors with the input's axes
-        self._expected: Group | None = None  # channels of the input, if nothing says otherwise
+        self.expected_channels: Group | None = None  # of the input, if nothing says otherwise
         self._rearranged_by: dict[str, Node] = {}  # by ONNX name: what moved its dimensions last
         self.outputs = [output.name for output in graph.output]
         self.input = self._read_input(graph)
@@ -260,9 +258,25 @@ class ImportState:
             self._settle_input(picture_roles(dims))
         view = self.in_order(node, index, view)
         wanted = picture_roles(view.dims)
-        if dims[0] != () or self._roles[view.tensor] != wanted:
+        if dims[0] != () or (view.padding != Padding() and self._roles[view.tensor] != wanted):
             self._refuse_mixed(node, node.input(index))
+        view = self.views[node.input(index)] = self.transposed(node.name, view, wanted)
         return view, wanted
+
+    def transposed(self, name: str, view: View, wanted: Roles) -> View:
+        """``view`` of a tensor with the axes ``wanted``, which node ``name`` asks for: the model's
+        input if its axes aren't settled yet, another tensor where they are different."""
+        if view.tensor not in self._roles:
+            self._settle_input(wanted)
+        roles = self._roles[view.tensor]
+        if roles == wanted:
+            return view
+        source, target = ([*each.height, *each.width, *each.channels] for each in (roles, wanted))
+        order = tuple(source.index(axis) for axis in target)
+        sizes = tuple(axis.size for axis in source)
+        made = self.unique(f"{name}_order")
+        self.add(Transpose(made, view.tensor, made, sizes, order, wanted.shape), wanted)
+        return dataclasses.replace(view, tensor=made)
 
     def note_rearranged(self, node: Node) -> None:
         """Remembers ``node`` where it moves dimensions. A Transpose is kept before a Reshape, which
@@ -348,7 +362,7 @@ class ImportState:
         """The axes of the view's tensor; settles the input's as its dimensions stand, or with the
         last one for the channels."""
         if view.tensor not in self._roles:
-            channels_last = channels_last or view.dims[-1] == self._expected
+            channels_last = channels_last or view.dims[-1] == self.expected_channels
             batch, dims = view.dims[0], view.dims[1:]
             if channels_last:
                 # tf2onnx makes one dimension of batch and time, of which one is 1.
@@ -361,12 +375,6 @@ class ImportState:
                 Roles(dims[0], dims[1] if len(dims) == 3 else (), dims[-1] if len(dims) > 1 else ())
             )
         return self._roles[view.tensor]
-
-    def expect_channels(self, group: Group) -> None:
-        """Takes ``group`` for the input's channels where it is the last dimension of what reads
-        the input, and that doesn't say which are."""
-        if self.input not in self._roles:
-            self._expected = group
 
     def _settle_input(self, roles: Roles) -> None:
         for tensor in self._like_input:
@@ -477,7 +485,8 @@ class ImportState:
             return tuple(part for a in group for part in (parts if a is axis else (a,)))
 
         self._sample_axes = list(divided(tuple(self._sample_axes)))
-        self._expected = None if self._expected is None else divided(self._expected)
+        if self.expected_channels is not None:
+            self.expected_channels = divided(self.expected_channels)
         for name, view in self.views.items():
             dims = tuple(divided(group) for group in view.dims)
             self.views[name] = dataclasses.replace(view, dims=dims)

@@ -242,3 +242,53 @@ def _nearest(node: Node, size: int, length: int, factor: float) -> list[int]:
     if rounded is None:
         node.refuse(f"attribute nearest_mode = {rounding} is unknown; use floor")
     return [int(place) for place in np.clip(rounded, 0, size - 1)]
+
+
+# Channels that become pixels, and pixels that become channels.
+
+
+def depth_to_space(state: ImportState, node: Node) -> None:
+    """DepthToSpace: the same values in other dimensions."""
+    size, (_, channels, height, width) = _blocks(state, node)
+    mode = node.attributes.get("mode", "DCR")
+    if mode not in ("DCR", "CRD") or channels % (size * size):
+        node.refuse(
+            f"makes blocks of {size}x{size} from {channels} channels, mode {mode}; the model is "
+            "inconsistent, export it again"
+        )
+    each = channels // (size * size)
+    split = [size, size, each] if mode == "DCR" else [each, size, size]
+    whole = dataclasses.replace(node, outputs=(f"{node.outputs[0]}@blocks",))
+    state.reshape(whole, [1, *split, height, width])
+    view = state.views[whole.outputs[0]]
+    batch, *parts, rows, columns = view.dims
+    of_row, of_column, depth = parts if mode == "DCR" else (parts[1], parts[2], parts[0])
+    dims = (batch, depth, (*rows, *of_row), (*columns, *of_column))
+    state.views[node.outputs[0]] = dataclasses.replace(view, dims=dims)
+
+
+def space_to_depth(state: ImportState, node: Node) -> None:
+    """SpaceToDepth: the same values in other dimensions."""
+    size, (_, channels, height, width) = _blocks(state, node)
+    if height % size or width % size:
+        node.refuse(
+            f"cuts {height}x{width} pixels into blocks of {size}x{size}; use a picture of whole "
+            "blocks"
+        )
+    whole = dataclasses.replace(node, outputs=(f"{node.outputs[0]}@blocks",))
+    state.reshape(whole, [1, channels, height // size, size, width // size, size])
+    view = state.views[whole.outputs[0]]
+    batch, depth, rows, of_row, columns, of_column = view.dims
+    dims = (batch, (*of_row, *of_column, *depth), rows, columns)
+    state.views[node.outputs[0]] = dataclasses.replace(view, dims=dims)
+
+
+def _blocks(state: ImportState, node: Node) -> tuple[int, tuple[int, ...]]:
+    """Pixels along a block, and the input's shape (batch, channels, height, width)."""
+    sizes, size = state.view(node).sizes, int(node.attributes.get("blocksize", 0))
+    if len(sizes) != 4 or size < 1:
+        node.refuse(
+            f"makes blocks of {size}x{size} from a tensor of {len(sizes)} dimensions; needed is "
+            "(batch, channels, height, width)"
+        )
+    return size, sizes

@@ -23,6 +23,7 @@ from codegen.operators.product import PRODUCT
 from codegen.operators.rearrange import REARRANGE
 from codegen.operators.requantize import REQUANTIZE
 from codegen.operators.scaling import SCALING
+from codegen.operators.transpose import TRANSPOSE
 
 OPERATORS: tuple[Operator[Any, Any], ...] = (
     ADD,
@@ -41,6 +42,7 @@ OPERATORS: tuple[Operator[Any, Any], ...] = (
     REARRANGE,
     REQUANTIZE,
     SCALING,
+    TRANSPOSE,
 )
 
 _BY_CLASS: Mapping[type[Operation], Operator[Any, Any]] = {

@@ -196,6 +196,7 @@ class _Planning:
             )
             for name, item, image in self._linked(selected, model, limits)
         }
+        left_out = [name for name in selected if name not in entries]
         given, refused = self._given(limits, entries)
         entries |= given
         result = compete(
@@ -222,7 +223,6 @@ class _Planning:
             for name, entry in entries.items()
             for shown in [CHOSEN if name == result.chosen else name]
         ]
-        left_out = [name for name in selected if name not in entries]
         return PlanningResult(
             board=self.board.name,
             limits=limits,

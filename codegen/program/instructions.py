@@ -109,6 +109,8 @@ RATES: Mapping[str, Rates] = MappingProxyType(
         "requantize_forward": Rates(elements=13.68, calls=161.18),
         "scaling_forward": Rates(elements=14.02, calls=150.09),
         "scaling_input_gradient": Rates(elements=10.41, calls=257.59),
+        "transpose_forward": Rates(elements=3.36),
+        "transpose_input_gradient": Rates(elements=3.34),
     }
 )
 """By kernel."""

@@ -36,6 +36,7 @@ from codegen.operators.product import FloatProduct
 from codegen.operators.rearrange import OUTSIDE, Rearrange, by_axis
 from codegen.operators.requantize import FloatClamp
 from codegen.operators.scaling import FloatScaling
+from codegen.operators.transpose import Transpose
 from codegen.program.plans import Plan, WeightUpdate
 from codegen.quantization.quantize import quantize, quantize_input
 
@@ -117,6 +118,17 @@ class _Network:
             places = (by_y[0], by_x[0]), (by_y[1], by_x[1])
         op = Rearrange(name, self.last, f"{name}.y", *places)
         self._append(op, (channels, *op.size))
+
+    def transpose(self, name: str) -> None:
+        """All elements in an order of rows, columns and parts of the channels."""
+        channels, *size = self.shapes[self.last]
+        part = next((n for n in (3, 2) if channels % n == 0), 1)
+        sizes = (*size, part, channels // part)
+        order = self.rng.permutation(len(sizes))
+        height, width, *rest = (sizes[axis] for axis in order)
+        shape = (int(np.prod(rest)), height, width)
+        axes = tuple(order.tolist())
+        self._append(Transpose(name, self.last, f"{name}.y", sizes, axes, shape), shape)
 
     def twice(self, name: str, size: tuple[int, int]) -> None:
         """Each pixel as often as it takes to make a picture of ``size``."""
@@ -356,8 +368,8 @@ def random_pooled_graph(seed: int, loss: Loss | None = None) -> tuple[Graph, np.
 
 
 def random_gated_graph(seed: int) -> tuple[Graph, np.ndarray]:
-    """A network of chosen channels, rows and columns, gates, what is repeated or normalized, and
-    int8 samples (n, H, W, C)."""
+    """A network of chosen channels, rows and columns, gates, what is repeated, normalized or
+    put in another order, and int8 samples (n, H, W, C)."""
     rng = np.random.default_rng([seed, 4])
     network = _Network(rng, (int(rng.integers(4, 8)), 6), int(rng.choice([1, 3])))
     network.conv("stem", int(rng.integers(4, 9)), 3, clamp=Clamp())
@@ -378,6 +390,8 @@ def random_gated_graph(seed: int) -> tuple[Graph, np.ndarray]:
     network.conv("context", int(rng.choice([1, network.shapes[whole][0]])), 1, clamp=Clamp())
     network.expand("around", network.shapes[whole])
     network.add("met", whole, subtracts=bool(rng.random() < 0.5))
+    with network.aside(seed, 6):
+        network.transpose("turned")
     network.conv("last", int(rng.integers(4, 9)), 3)
     return _quantized(network.finish_flat("cross-entropy"), rng)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from codegen.errors import ToolchainError
-from codegen.host_toolchain import Source, _prune, host_toolchain
+from codegen.host_toolchain import Source, _clear, _prune, host_toolchain
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 
@@ -82,6 +82,16 @@ def test_what_another_build_uses_while_the_cache_is_pruned_stays(
     monkeypatch.setattr(Path, "unlink", unlink_while_another_builds)
     _prune(tmp_path, "*.o", 4)
     assert [item.exists() for item in objects] == [False, False, True, False, True, True]
+
+
+def test_folders_of_killed_builds_are_cleared_and_those_at_work_are_not(tmp_path: Path) -> None:
+    killed, working = tmp_path / "killed", tmp_path / "working"
+    for folder in (killed, working):
+        folder.mkdir()
+        (folder / "unit.o").touch()
+    os.utime(killed, (0, 0))
+    _clear([killed, working, tmp_path / "cleared by another build"])
+    assert list(tmp_path.iterdir()) == [working]
 
 
 def test_zig_stands_in_for_a_missing_host_compiler(

@@ -16,6 +16,7 @@
     member(gru_forward) member(gru_input_gradient) member(lstm_forward) member(lstm_input_gradient) \
     member(layer_normalization_forward) member(layer_normalization_input_gradient) \
     member(gather_forward) member(gather_input_gradient) \
+    member(transpose_forward) member(transpose_input_gradient) \
     member(rearrange_forward) member(cross_entropy) member(binary_cross_entropy) \
     member(mean_squared_error) member(coded_squared_error) member(error_mask) member(error_sum) member(error_scale) \
     member(rearrange_input_gradient) \

@@ -104,6 +104,17 @@ typedef struct {
     uint8_t overlap_bits; /* kept free in an error, so that the sum of an entry's copies fits */
 } tf_selection;
 
+/* All elements in another order: the output goes through `loops` axes, the outermost first, each of
+ * so many entries that lie so far apart in the input, and finds `run` elements side by side at each
+ * place. */
+#define TF_MOST_LOOPS 8
+typedef struct {
+    uint32_t run;
+    uint8_t loops; /* 1 to TF_MOST_LOOPS */
+    const uint16_t *counts;
+    const uint32_t *strides;
+} tf_transposition;
+
 /* A tensor that stands for a larger one: steps to its next row, column and channel, 0 where it has
  * one for all. Sums of all that an element stands for go right by `sum_shift` before they are added,
  * so that they fit 32 bits. */
@@ -325,6 +336,7 @@ void tf_scaling_forward(const tf_scaling *layer, const int8_t *input, int8_t *ou
 void tf_layer_normalization_forward(const tf_layer_normalization *layer, const int8_t *input,
                                     int8_t *output, uint8_t *mask);
 void tf_gather_forward(const tf_selection *layer, const int8_t *input, int8_t *output);
+void tf_transpose_forward(const tf_transposition *layer, const int8_t *input, int8_t *output);
 /* output may be the input itself. */
 void tf_lookup_forward(const tf_lookup *layer, const int8_t *input, int8_t *output, uint32_t size);
 /* output may be the input itself. */
@@ -409,6 +421,8 @@ void tf_layer_normalization_input_gradient(const tf_layer_normalization *layer,
 /* An entry's error is the sum of those of its copies, 0 where it has none. */
 void tf_gather_input_gradient(const tf_selection *layer, const int16_t *error,
                               const tf_scale *scale, int16_t *out, tf_scale *out_scale);
+void tf_transpose_input_gradient(const tf_transposition *layer, const int16_t *error,
+                                 const tf_scale *scale, int16_t *out, tf_scale *out_scale);
 void tf_head_input_gradient(const tf_head *layer, const int16_t *error, const tf_scale *scale,
                             const int16_t *weights, int16_t *out, tf_scale *out_scale);
 /* Working copies of a tensor that trains as a whole. */

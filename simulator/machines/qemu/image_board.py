@@ -23,7 +23,6 @@ from simulator.machines.elf_image import ElfImage
 from simulator.machines.protocol import StopReason
 from simulator.machines.qemu.debugger import LR, PC, SP, QemuError
 from simulator.machines.qemu.machine import QemuMachine
-from simulator.machines.qemu.process import find_qemu
 
 _BLOCK = np.dtype([("address", "<u4"), ("instructions", "<u4"), ("executions", "<u8")])
 _HEAD_BYTES = 16
@@ -51,12 +50,13 @@ class ImageBoard(QemuMachine):
 
         Raises: QemuError; ImageError when content lies outside the flash.
         """
-        find_qemu()  # before there is anything to be given back
         self._paint = paint
-        self._counts = os.memfd_create("tinyfleet-counts")
-        os.ftruncate(self._counts, _HEAD_BYTES + _MOST_BLOCKS * _BLOCK.itemsize)
-        self._counted = mmap.mmap(self._counts, 0)
-        super().__init__(board, firmware, clock=lambda: 0.0, flash_content=flash_content)
+        with contextlib.ExitStack() as opened:
+            self._counts = opened.enter_context(open(os.memfd_create("tinyfleet-counts"), "r+b"))
+            self._counts.truncate(_HEAD_BYTES + _MOST_BLOCKS * _BLOCK.itemsize)
+            self._counted = opened.enter_context(mmap.mmap(self._counts.fileno(), 0))
+            super().__init__(board, firmware, clock=lambda: 0.0, flash_content=flash_content)
+            opened.pop_all()
 
     @property
     def image(self) -> ElfImage:
@@ -151,7 +151,7 @@ class ImageBoard(QemuMachine):
         """End the process and give its memory back."""
         super().close()
         self._counted.close()
-        os.close(self._counts)
+        self._counts.close()
 
     def boot(self) -> StopReason:
         """Let the firmware go on to its first sleep."""
@@ -162,7 +162,8 @@ class ImageBoard(QemuMachine):
         self._counted[:_HEAD_BYTES] = bytes(_HEAD_BYTES)
         source = Path(str(resources.files("simulator.machines.qemu") / "block_counter.c"))
         plugin = host_toolchain().library([source], include_dirs=[])
-        return ["-plugin", f"{plugin},counts=/proc/self/fd/{self._counts}"], (self._counts,)
+        counts = self._counts.fileno()
+        return ["-plugin", f"{plugin},counts=/proc/self/fd/{counts}"], (counts,)
 
     def _starts(self) -> None:
         super()._starts()

@@ -5,12 +5,10 @@ from __future__ import annotations
 import onnx
 import pytest
 
-from codegen.errors import ModelError
-from codegen.importer.model import import_proto
 from codegen.operators.channel_max import ChannelMax
 from tests.codegen.importer.test_model import Constants, normal, with_head
 from tests.codegen.importer.test_normalization import assert_agrees
-from tests.codegen.importer.test_selections import conv, node
+from tests.codegen.importer.test_selections import conv, ints, node
 
 
 def attention(axis: int) -> onnx.ModelProto:
@@ -52,19 +50,22 @@ def test_channels_are_reduced_without_their_dimension() -> None:
 
 
 @pytest.mark.parametrize("operator", ["ReduceMean", "ReduceMax"])
-def test_channels_and_rows_are_reduced_one_after_the_other_as_the_message_says(
-    operator: str,
-) -> None:
+def test_channels_and_rows_are_reduced_together(operator: str) -> None:
     stem, weights = conv("x", "stem", 3, 6)
-    ends = [node("Conv", "r w", "end")]
-    weights |= {"w": normal(6, 1, 1, 1)}
-    together = [stem, node(operator, "stem", "r", axes=[1, 2]), *ends]
-    with pytest.raises(ModelError, match=rf"'r' \({operator}\): .* one after the other"):
-        import_proto(with_head(together, weights, "end", 6))
-    apart = [
+    nodes = [stem, node(operator, "stem", "r", axes=[1, 2]), node("Conv", "r w", "end")]
+    assert_agrees(with_head(nodes, {**weights, "w": normal(6, 1, 1, 1)}, "end", 6))
+
+
+def test_sums_are_means_times_how_many_there_are() -> None:
+    stem, weights = conv("x", "stem", 3, 6)
+    nodes = [
         stem,
-        node(operator, "stem", "rows", axes=[2]),
-        node(operator, "rows", "r", axes=[1]),
-        *ends,
+        node("ReduceSum", "stem channels", "pixels"),
+        node("Conv", "pixels w", "wide"),
+        node("ReduceSum", "wide rows", "columns", keepdims=0),
+        node("ReduceSum", "columns last", "all", keepdims=0),
+        node("Reshape", "all shape", "end"),
     ]
-    assert_agrees(with_head(apart, weights, "end", 6))
+    weights = {name: value / 8 for name, value in weights.items()} | {"w": normal(6, 1, 3, 3)}
+    constants = {"channels": ints(1), "rows": ints(2), "last": ints(-1), "shape": ints(-1, 6, 1, 1)}
+    assert_agrees(with_head(nodes, {**weights, **constants}, "end", 6))

@@ -276,25 +276,40 @@ def test_the_last_dimension_of_the_input_that_is_normalized_is_its_channels() ->
 def test_rows_of_the_input_are_refused_by_what_normalizes_them() -> None:
     """The convolution behind says that the last dimension isn't the channels."""
     stem, weights = conv("n", "y", 3, 6)
-    weights |= {"gain": normal(6), "bias": normal(6)}
+    gains = {"gain": normal(6), "bias": normal(6)}
     row = node("LayerNormalization", "x gain bias", "n", axis=-1)
-    with pytest.raises(ModelError, match=r"'n' \(LayerN.*dimensions \[3\] of \[1, 3, 7, 6\]"):
-        import_proto(with_head([row, stem], weights, "y", 6))
+    with pytest.raises(ModelError, match=r"'n' \(LayerN.*last dimension .* behind the first layer"):
+        import_proto(with_head([row, stem], weights | gains, "y", 6))
+    stem, weights = conv("x", "y", 3, 6)
+    row = node("LayerNormalization", "y gain bias", "n", axis=-1)
+    assert_agrees(with_head([stem, row], weights | gains, "n", 6))
 
 
 @pytest.mark.parametrize("groups", [2, 3, 6])
-def test_groups_of_channels_are_refused_and_one_group_is_not(groups: int) -> None:
-    with pytest.raises(
-        ModelError,
-        match=rf"'z' \(InstanceNormalization\): normalizes {groups} channels by themselves; "
-        r"use BatchNormalization, or .* \(LayerNormalization, GroupNormalization of one group\)",
-    ):
-        import_proto(whole("InstanceNormalization", num_groups=groups))
-    with pytest.raises(
-        ModelError, match=rf"'n' \(GroupNormalization\): normalizes {groups} groups"
-    ):
-        import_proto(whole("GroupNormalization", num_groups=groups))
-    assert_agrees(whole("InstanceNormalization", num_groups=1))
+@pytest.mark.parametrize("operator", ["InstanceNormalization", "GroupNormalization"])
+def test_groups_of_channels_are_normalized_behind_a_transpose(operator: str, groups: int) -> None:
+    graph = assert_agrees(whole(operator, num_groups=groups))
+    assert [len(op.gain) for op in normalizations(graph)] == [252 // groups]
+
+
+@pytest.mark.parametrize(("axis", "count"), [(-1, 6), (2, 42)])
+def test_rows_and_pixels_of_each_channel_are_normalized_behind_a_transpose(
+    axis: int, count: int
+) -> None:
+    stem, weights = conv("x", "y", 3, 6)
+    shape = (6,) if axis == -1 else (7, 6)
+    weights |= {"gain": normal(*shape, seed=1) + 1, "bias": normal(*shape, seed=2)}
+    each = node("LayerNormalization", "y gain bias", "n", axis=axis)
+    graph = assert_agrees(with_head([stem, each], weights, "n", 6))
+    assert [len(op.gain) for op in normalizations(graph)] == [count]
+
+
+def test_the_pixels_of_the_inputs_channels_are_normalized() -> None:
+    stem, weights = conv("n", "y", 3, 6)
+    weights |= {"gain": normal(3, seed=1) + 1, "bias": normal(3, seed=2)}
+    each = node("InstanceNormalization", "x gain bias", "n")
+    graph = assert_agrees(with_head([each, stem], weights, "y", 6))
+    assert [len(op.gain) for op in normalizations(graph)] == [42]
 
 
 def test_features_are_normalized_in_groups() -> None:
@@ -315,20 +330,6 @@ def test_features_are_normalized_in_groups() -> None:
         import_proto(model(nodes, constants, shape=("batch", 9), opset=18))
     graph = assert_agrees(model(nodes, constants, shape=("batch", 9), opset=21))
     assert [len(op.gain) for op in normalizations(graph)] == [4]
-
-
-def test_rows_of_one_channel_are_refused_by_name_and_their_channels_are_not() -> None:
-    stem, weights = conv("x", "y", 3, 6)
-    weights |= {"gain": normal(6), "bias": normal(6)}
-    row = node("LayerNormalization", "y gain bias", "n", axis=-1)
-    with pytest.raises(ModelError, match=r"'n' \(Lay.*dimensions \[3\] .* \(LayerNormalization"):
-        import_proto(with_head([stem, row], weights, "n", 6))
-    nodes = [
-        node("Transpose", "y", "last", perm=[0, 2, 3, 1]),
-        node("LayerNormalization", "last gain bias", "normal", axis=-1),
-        node("Transpose", "normal", "n", perm=[0, 3, 1, 2]),
-    ]
-    assert_agrees(with_head([stem, *nodes], weights, "n", 6))
 
 
 def test_a_dimension_that_is_not_there_is_refused() -> None:

@@ -139,3 +139,38 @@ def test_a_layer_of_batch_and_time_together_works_along_the_features() -> None:
     constants = {"both": ints(-1, 3), "apart": ints(-1, 20, 8), "w": normal(3, 8)}
     graph = ended(nodes, constants, NLC)
     assert graph.shapes[graph.input] == (3, 1, 20)
+
+
+@pytest.mark.parametrize("mode", ["edge", "reflect", "wrap"])
+def test_a_picture_and_a_signal_are_padded_with_copies_of_their_own(mode: str) -> None:
+    constants = {"w": normal(8, 3, 2, 2), "pads": ints(0, 0, 1, 2, 0, 0, 2, 3)}
+    nodes = [node("Pad", "x pads", "padded", mode=mode), node("Conv", "padded w", "y")]
+    ended(nodes, constants, ("batch", 3, 8, 7))
+    constants = {"w": normal(8, 3, 5), "pads": ints(0, 4, 0, 0, 0, 0)}
+    nodes = [
+        node("Pad", "x pads", "padded", mode=mode),
+        node("Transpose", "padded", "first", perm=[0, 2, 1]),
+        node("Conv", "first w", "y"),
+    ]
+    ended(nodes, constants, NLC)
+
+
+@pytest.mark.parametrize(
+    ("mode", "pads", "reason"),
+    [
+        ("reflect", (0, 0, 8, 0, 0, 0, 0, 0), r"dimension 2 by \[8, 0\].*reflect pads 8.*to 7"),
+        ("wrap", (0, 0, 0, 0, 0, 0, 0, 8), r"dimension 3 by \[0, 8\].*wrap pads 7.*to 7"),
+        ("edge", (0, 0, -1, 0, 0, 0, 0, 0), r"by \[-1, 0\]; mode edge pads 8 entries by 0 or more"),
+        ("twice", (0, 0, 1, 0, 0, 0, 0, 0), "mode = twice is unknown; use constant, edge"),
+    ],
+)
+def test_more_copies_than_there_can_be_are_refused(
+    mode: str, pads: tuple[int, ...], reason: str
+) -> None:
+    nodes = [
+        onnx.helper.make_node("Pad", ["x", "pads"], ["padded"], "around", mode=mode),
+        node("Conv", "padded w", "logits"),
+    ]
+    proto = model(nodes, {"w": normal(8, 3, 3, 3), "pads": ints(*pads)}, shape=("batch", 3, 8, 7))
+    with pytest.raises(ModelError, match=f"node 'around'.*{reason}"):
+        import_proto(proto)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -9,10 +10,12 @@ import pytest
 from elftools.elf.elffile import ELFFile
 from elftools.elf.sections import SymbolTableSection
 
+from codegen.firmware.boards import load_board
 from codegen.firmware.bundle import Bundle
 from simulator.errors import ImageError, MachineFault, MeasureError
 from simulator.machines.image_engine import ImageEngine
 from simulator.machines.measure import Measurement, measure
+from simulator.machines.qemu.image_board import ImageBoard
 from tests.simulator.conftest import skip_without
 
 pytestmark = [pytest.mark.slow]
@@ -78,6 +81,19 @@ def test_a_function_that_is_not_there_or_does_not_return_is_told(
 def test_another_machine_than_the_boards_is_refused(compiled: Callable[[str], Bundle]) -> None:
     with pytest.raises(MeasureError, match="'unicorn' can't measure on board mps3-an547; use qemu"):
         measure(compiled("mps3-an547").path, machine="unicorn")
+
+
+def test_an_image_without_the_symbols_that_are_needed_leaves_nothing_open(
+    compiled: Callable[[str], Bundle], tmp_path: Path
+) -> None:
+    bundle = compiled("mps3-an547")
+    stranger = tmp_path / "stranger.elf"
+    image = (bundle.path / "firmware.elf").read_bytes()
+    stranger.write_bytes(image.replace(b"tf_mps_flash_erase", b"tf_mps_flash_scrub"))
+    before = os.listdir("/proc/self/fd")
+    with pytest.raises(ImageError, match="no symbol 'tf_mps_flash_erase'"):
+        ImageBoard(load_board("mps3-an547"), stranger)
+    assert os.listdir("/proc/self/fd") == before
 
 
 def thumb_code(elf: Path) -> Iterator[tuple[int, bytes]]:
