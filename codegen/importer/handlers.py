@@ -75,7 +75,8 @@ REMEDIES = {
         ),
         "train a network in its place (MLPClassifier, MLPRegressor)",
     ),
-    "Sqrt": "it is known in a LayerNormalization only: export that in one node (opset 17 or later)",
+    "Sqrt": "it is known in a LayerNormalization or RMSNormalization only: export that in one node "
+    "(opset 17 or later, or 23)",
     "ArgMax": "end the network in the scores of its classes",
     "If": f"a branch that constants and shapes decide for is taken; else {_UNROLLED}",
     "Scan": _UNROLLED,
@@ -315,21 +316,22 @@ _OWN: Mapping[str, Handler] = {
     "GlobalAveragePool": Handler(global_average_pool, "GlobalAveragePool"),
     "GlobalMaxPool": Handler(global_max_pool, "MaxPool over the picture"),
     "GroupNormalization": Handler(
-        group_normalization, "of one group: LayerNormalization of the whole picture", "more groups"
+        group_normalization,
+        "LayerNormalization of its groups; of several in a picture: behind a Transpose",
+        "what opset 18 had by this name",
     ),
     "Identity": Handler(ImportState.rename, "nothing", renames=True),
     "InstanceNormalization": Handler(
         instance_normalization,
-        "of one channel, as PyTorch writes a GroupNorm of one group: LayerNormalization of the "
-        "whole picture",
-        "more channels",
+        "LayerNormalization of each channel, behind a Transpose; of one channel, as PyTorch "
+        "writes a GroupNorm of one group: of the whole picture",
     ),
     "LayerNormalization": Handler(
         layer_normalization,
         "LayerNormalization, whose scale and bias aren't trained; also where means and roots "
-        "spell it",
-        "other groups than the channels of a pixel, of whole rows or of the whole picture, and "
-        "those of more than 16,384 elements; scales that aren't constant",
+        "spell it; of other groups than the channels of a pixel, of whole rows or of the whole "
+        "picture: behind a Transpose",
+        "groups of more than 16,384 elements; scales that aren't constant",
     ),
     "LSTM": Handler(
         lstm,
@@ -380,6 +382,11 @@ _OWN: Mapping[str, Handler] = {
         "convolution, which a plan can train; of other dimensions with a Transpose before it",
     ),
     "ReduceMin": Handler(_reduce_min, "as ReduceMax, between two Neg"),
+    "RMSNormalization": Handler(
+        layer_normalization,
+        "LayerNormalization whose mean stays; also where a mean square and a root spell it",
+        "as of LayerNormalization",
+    ),
     "ReduceSum": Handler(reduce_sum, "as ReduceMean, and a product"),
     "Reshape": Handler(
         _reshape, _FREE, "what neither merges whole dimensions nor splits them", renames=True

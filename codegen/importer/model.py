@@ -46,7 +46,7 @@ from codegen.importer.handlers import (
 from codegen.importer.loops import find_loops, refuse_loop
 from codegen.importer.loss import Outputs, choose_loss
 from codegen.importer.nodes import Node, named_nodes
-from codegen.importer.normalization import find_normalizations
+from codegen.importer.normalization import find_normalizations, lay_out_normalizations
 from codegen.importer.outputs import Choice, choose_output
 from codegen.importer.passes import PASSES
 from codegen.importer.qoperator import to_qdq
@@ -158,7 +158,11 @@ def import_proto(
     except (onnx.checker.ValidationError, UnicodeDecodeError, RuntimeError) as error:
         _check_operators(model.graph)
         reason = " ".join(str(error).split())[:_REASON]
-        raise ModelError(f"the model breaks the ONNX rules: {reason}; export it again") from error
+        # GroupNormalization came with opset 18 and again, with other constants, with 21.
+        later = " with a later opset (21)" if "is deprecated" in reason else ""
+        raise ModelError(
+            f"the model breaks the ONNX rules: {reason}; export it again{later}"
+        ) from error
     notes = []
     if opset < OLDEST_OPSET:
         model = _converted(model, opset)
@@ -288,6 +292,7 @@ def _run(state: ImportState, chosen: Choice, constants: Constants) -> tuple[Draf
             "without the Pad at its end"
         )
     result = _in_order(state, chosen.tensor, result)
+    lay_out_normalizations(state)
     state.lay_out_constants()
     draft = DraftGraph(state.input, result.tensor, state.ops, state.shapes, state.codings)
     for run_pass in PASSES:

@@ -100,6 +100,19 @@ class Affine(Unary):
         return self.below is None and self.gain.shape[1:] == self.shift.shape[1:] == (1, 1)
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class Normalization(Unary):
+    """The elements of ``axes`` normalized together, then with a gain and a shift for each in their
+    order: never survives `lay_out_normalizations`, when the axes of the input are settled.
+    """
+
+    gain: Array
+    shift: Array
+    axes: Group
+    epsilon: float
+    node: Node
+
+
 class ImportState:
     """State of one import: constants by name, views of tensors, operations made so far."""
 
@@ -118,6 +131,7 @@ class ImportState:
         self._taken: set[str] = set()
         self._roles: dict[str, Roles] = {}  # by tensor; of the input once they are settled
         self._like_input: set[str] = set()  # tensors with the input's axes
+        self.expected_channels: Group | None = None  # of the input, if nothing says otherwise
         self._rearranged_by: dict[str, Node] = {}  # by ONNX name: what moved its dimensions last
         self.progress = 0  # nodes read so far
         self.outputs = [output.name for output in graph.output]
@@ -357,6 +371,7 @@ class ImportState:
         """The axes of the view's tensor; settles the input's as its dimensions stand, or with the
         last one for the channels."""
         if view.tensor not in self._roles:
+            channels_last = channels_last or view.dims[-1] == self.expected_channels
             batch, dims = view.dims[0], view.dims[1:]
             if channels_last:
                 # tf2onnx makes one dimension of batch and time, of which one is 1.
@@ -489,11 +504,13 @@ class ImportState:
             return tuple(part for a in group for part in (parts if a is axis else (a,)))
 
         self._sample_axes = list(divided(tuple(self._sample_axes)))
+        if self.expected_channels is not None:
+            self.expected_channels = divided(self.expected_channels)
         for name, view in self.views.items():
             dims = tuple(divided(group) for group in view.dims)
             self.views[name] = dataclasses.replace(view, dims=dims)
         for name, op in self.ops.items():
-            if isinstance(op, Affine):
+            if isinstance(op, (Affine, Normalization)):
                 self.ops[name] = dataclasses.replace(op, axes=divided(op.axes))
         for name, roles in self._roles.items():
             groups = (roles.channels, roles.height, roles.width)

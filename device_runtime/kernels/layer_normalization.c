@@ -1,4 +1,5 @@
-/* Layer normalization: groups of elements less their mean, by their deviation. */
+/* Layer normalization: groups of elements less their mean, by their deviation; or less nothing, by
+ * the root of their mean square. */
 #include "pairs.h"
 
 #define CHUNK 32u /* elements that are standardized at a time, bits of a word of the mask */
@@ -54,7 +55,10 @@ static moments moments_of(const tf_layer_normalization *layer, const int8_t *inp
         sum += code;
         squares += code * code;
     }
-    const uint64_t spread = (uint64_t)((int64_t)count * squares - (int64_t)sum * sum);
+    /* Count times what codes are less of: their mean, or real zero. */
+    const int32_t origin = layer->centred != 0u ? sum : count * layer->in_zero;
+    const uint64_t spread =
+        (uint64_t)((int64_t)count * squares + (int64_t)origin * (origin - 2 * sum));
     uint64_t variance = (spread << 16) + layer->epsilon;
     variance = variance == 0u ? 1u : variance;
     const int32_t bits = tf_bit_length64(variance);
@@ -65,10 +69,10 @@ static moments moments_of(const tf_layer_normalization *layer, const int8_t *inp
     const int32_t shift = tf_clamp(power + layer->lift + 5 - layer->bits, 1, 30);
     const moments made = {
         .step = count * (1 << layer->lift),
-        .start = -sum * (1 << layer->lift),
+        .start = -origin * (1 << layer->lift),
         .by = {(int32_t)((1u << 31) / square_root(scaled) << 14), 1 << (shift - 1), shift},
         .power = power,
-        .spiky = count > 1 << (30 - 2 * layer->bits) || layer->bits == 8,
+        .spiky = count - layer->centred >= 1 << (30 - 2 * layer->bits) || layer->bits == 8,
     };
     return made;
 }
@@ -186,7 +190,8 @@ static void find_own(const own_errors *by, uint32_t first, const int16_t *error,
     }
 }
 
-/* What a group's errors have in common: their sum, and how much of them lies along the values. */
+/* What a group's errors have in common: their sum, 0 where values aren't less the mean, and how much
+ * of them lies along the values. */
 typedef struct {
     int32_t sum, along;
     int64_t bound; /* no error that leaves the group, before its factor, is larger */
@@ -233,6 +238,9 @@ static shares shares_of(const tf_layer_normalization *layer, const moments *of,
     tf_note_magnitude(&own_magnitude, tf_magnitude_of(&of_own));
     tf_note_magnitude(&magnitude, tf_magnitude_of(&of_values));
 #endif
+    if (layer->centred == 0u) {
+        sum = 0;
+    }
     const int32_t share = (int32_t)tf_round_shift(along, layer->bits);
     const int64_t size = share < 0 ? -(int64_t)share : share;
     const shares made = {
