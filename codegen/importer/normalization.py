@@ -56,7 +56,8 @@ def _of_a_group(node: Node, values: Array, rank: int) -> Array:
             f"its constant of shape {list(values.shape)} varies beyond the {rank} dimensions that "
             "it normalizes; multiply or add it behind the node"
         )
-    return each[0]
+    first: Array = each[0]
+    return first
 
 
 def group_normalization(state: ImportState, node: Node) -> None:
