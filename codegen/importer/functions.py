@@ -21,16 +21,26 @@ from codegen.operators.requantize import FloatClamp
 
 
 def fuse_products(draft: DraftGraph) -> None:
-    """A product of two functions of one tensor is a function of it."""
+    """A product of two functions of one tensor is one of it, and so is a sum with a table."""
     sources: dict[str, dict[str, Function]] = {}
     for output, op in list(draft.ops.items()):
-        if isinstance(op, FloatProduct):
+        if isinstance(op, FloatProduct) or (isinstance(op, FloatAdd) and _adds_table(draft, op)):
             found = _common(sources, op)
             if found:
                 base, function = next(iter(found.items()))
                 op = draft.ops[output] = Lookup(op.name, base, output, function)
         sources[output] = _sources(sources, draft, op)
     remove_unused(draft)
+
+
+def _adds_table(draft: DraftGraph, op: FloatAdd) -> bool:
+    """Whether ``op`` adds what a table makes, which then may as well make the sum.
+
+    What a quantized model codes in between stays an addition of codes.
+    """
+    tables = [isinstance(draft.ops.get(name), Lookup) for name in op.inputs]
+    coded = any(name in draft.codings for name in op.inputs)
+    return op.clamp == NO_CLAMP and any(tables) and not coded
 
 
 def _sources(

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from onnx import TensorProto, numpy_helper
 
+from codegen.importer.comparisons import COMPARISONS
 from codegen.importer.layers import (
     concat,
     conv,
@@ -18,13 +19,14 @@ from codegen.importer.layers import (
     matmul,
     pad,
 )
+from codegen.importer.loops import REMEDY
 from codegen.importer.nodes import Node
 from codegen.importer.normalization import (
     group_normalization,
     instance_normalization,
     layer_normalization,
 )
-from codegen.importer.pairs import expand, tile
+from codegen.importer.pairs import expand, extremum, tile
 from codegen.importer.pools import (
     average_pool,
     global_average_pool,
@@ -47,7 +49,7 @@ from codegen.importer.scaling import (
     sub,
     sum_of_all,
 )
-from codegen.importer.selections import gather, slice_, split
+from codegen.importer.selections import gather, reverse_sequence, slice_, split
 from codegen.importer.state import ImportState
 from codegen.importer.upsampling import conv_transpose, depth_to_space, resize, space_to_depth
 from codegen.operators import OPERATORS
@@ -73,15 +75,24 @@ REMEDIES = {
         ),
         "train a network in its place (MLPClassifier, MLPRegressor)",
     ),
-    **dict.fromkeys(
-        ("Sqrt", "Reciprocal"),
-        "it is known in a LayerNormalization only: export that in one node (opset 17 or later)",
-    ),
+    "Sqrt": "it is known in a LayerNormalization or RMSNormalization only: export that in one node "
+    "(opset 17 or later, or 23)",
     "ArgMax": "end the network in the scores of its classes",
-    **dict.fromkeys(CONTROL_FLOW, _UNROLLED),
-    "Loop": f"{_UNROLLED}; tf2onnx makes one of Keras' GRU, and one operator of its LSTM: use "
-    "that, or PyTorch's GRU",
+    "If": f"a branch that constants and shapes decide for is taken; else {_UNROLLED}",
+    "Scan": _UNROLLED,
+    "Loop": f"GRU and LSTM layers that Keras writes so are taken; else {REMEDY}",
 }  # fmt: skip
+
+
+LEFT_OVER = {
+    "Erfc": "tf2onnx leaves it of Keras' exact GELU; use gelu with approximate=True",
+    "Expm1": "tf2onnx leaves it of Keras' CELU; use ELU or SELU",
+    "StatefulPartitionedCall": "tf2onnx leaves it of Keras' convolutions in groups; use several "
+    "convolutions side by side (slices of the channels, Concatenate), or SeparableConv",
+    "StatelessRandomUniformV2": "it draws random numbers, as layers that augment samples do; "
+    "export the model without these",
+}
+"""What to say of operators of TensorFlow in files that are said to be ONNX."""
 
 
 def unsupported(operator: str) -> str:
@@ -202,6 +213,20 @@ def _cast_like(state: ImportState, node: Node) -> None:
         state.rename(node)
 
 
+def _reduce_min(state: ImportState, node: Node) -> None:
+    """The opposite of the largest of what is opposite."""
+    turned, most = (f"{node.outputs[0]}@{role}" for role in ("turned", "most"))
+    neg(state, dataclasses.replace(node, outputs=(turned,)))
+    reduce_max(state, dataclasses.replace(node, inputs=(turned, *node.inputs[1:]), outputs=(most,)))
+    neg(state, dataclasses.replace(node, inputs=(most,)))
+
+
+def _dropout(state: ImportState, node: Node) -> None:
+    if node.input(2) and state.constant(node, 2, "training_mode").any():
+        node.refuse("its training_mode is true; export the model in inference mode")
+    state.rename(node)
+
+
 def _softmax(state: ImportState, node: Node) -> None:
     view = state.view(node)
     axis = int(node.attributes.get("axis", -1))
@@ -215,6 +240,7 @@ def _softmax(state: ImportState, node: Node) -> None:
 
 
 _FREE = "the same values in other dimensions: it costs nothing"
+_EXTREMUM = "of a tensor and one number: an activation; of tensors: Add, the activation, Add"
 _ORDER = "the same values in other dimensions, as Reshape and Transpose make them"
 _CONSTANTS = (
     "part of the layer before it, or a depthwise 1x1 layer of its own; where the constant varies "
@@ -262,9 +288,13 @@ _OWN: Mapping[str, Handler] = {
         "another scale than the tensor was written with; scales per channel of an activation",
         renames=True,
     ),
-    "Div": Handler(div, "by a constant: " + _CONSTANTS, "division by a tensor"),
-    "Dropout": Handler(ImportState.rename, "nothing", renames=True),
-    "Expand": Handler(expand, "Expand", "shapes that aren't constant"),
+    "Div": Handler(
+        div,
+        "by a constant: " + _CONSTANTS + "; of a number by a tensor: a table by code",
+        "division of a tensor by another",
+    ),
+    "Dropout": Handler(_dropout, "nothing", "training mode", renames=True),
+    "Expand": Handler(expand, "as Tile", "shapes that aren't constant"),
     "Flatten": Handler(_flatten, _FREE, renames=True),
     "Gather": Handler(
         gather,
@@ -286,21 +316,22 @@ _OWN: Mapping[str, Handler] = {
     "GlobalAveragePool": Handler(global_average_pool, "GlobalAveragePool"),
     "GlobalMaxPool": Handler(global_max_pool, "MaxPool over the picture"),
     "GroupNormalization": Handler(
-        group_normalization, "of one group: LayerNormalization of the whole picture", "more groups"
+        group_normalization,
+        "LayerNormalization of its groups; of several in a picture: behind a Transpose",
+        "what opset 18 had by this name",
     ),
     "Identity": Handler(ImportState.rename, "nothing", renames=True),
     "InstanceNormalization": Handler(
         instance_normalization,
-        "of one channel, as PyTorch writes a GroupNorm of one group: LayerNormalization of the "
-        "whole picture",
-        "more channels",
+        "LayerNormalization of each channel, behind a Transpose; of one channel, as PyTorch "
+        "writes a GroupNorm of one group: of the whole picture",
     ),
     "LayerNormalization": Handler(
         layer_normalization,
         "LayerNormalization, whose scale and bias aren't trained; also where means and roots "
-        "spell it",
-        "other groups than the channels of a pixel, of whole rows or of the whole picture, and "
-        "those of more than 16,384 elements; scales that aren't constant",
+        "spell it; of other groups than the channels of a pixel, of whole rows or of the whole "
+        "picture: behind a Transpose",
+        "groups of more than 16,384 elements; scales that aren't constant",
     ),
     "LSTM": Handler(
         lstm,
@@ -313,9 +344,11 @@ _OWN: Mapping[str, Handler] = {
         "a fully connected layer, or a 1x1 convolution along the last dimension",
         "products of two activations; weights of other than two dimensions",
     ),
+    "Max": Handler(extremum, _EXTREMUM),
     "MaxPool": Handler(
         max_pool, "MaxPool", "dilations; its second output; more than two spatial dimensions"
     ),
+    "Min": Handler(extremum, _EXTREMUM),
     "Mul": Handler(
         mul,
         "by a constant: " + _CONSTANTS + "; of functions of one tensor, as x · sigmoid(x): a table "
@@ -348,6 +381,12 @@ _OWN: Mapping[str, Handler] = {
         "GlobalAveragePool, or AveragePool over rows or columns; of the channels: a 1x1 "
         "convolution, which a plan can train; of other dimensions with a Transpose before it",
     ),
+    "ReduceMin": Handler(_reduce_min, "as ReduceMax, between two Neg"),
+    "RMSNormalization": Handler(
+        layer_normalization,
+        "LayerNormalization whose mean stays; also where a mean square and a root spell it",
+        "as of LayerNormalization",
+    ),
     "ReduceSum": Handler(reduce_sum, "as ReduceMean, and a product"),
     "Reshape": Handler(
         _reshape, _FREE, "what neither merges whole dimensions nor splits them", renames=True
@@ -360,6 +399,11 @@ _OWN: Mapping[str, Handler] = {
         "coarse steps is several behind it)",
         "cubic interpolation; aligned corners with linear; the channels; sizes that aren't "
         "constant",
+    ),
+    "ReverseSequence": Handler(
+        reverse_sequence,
+        "Gather of all steps from the last to the first, as Keras writes what goes backwards",
+        "lengths that aren't those of the whole",
     ),
     "Shape": Handler(_shape, "a constant", renames=True),
     "ai.onnx.ml.LinearClassifier": Handler(
@@ -386,7 +430,12 @@ _OWN: Mapping[str, Handler] = {
     "Squeeze": Handler(_squeeze, _FREE, renames=True),
     "Sub": Handler(sub, "as Add"),
     "Sum": Handler(sum_of_all, "Add, one after the other", "as of Add"),
-    "Tile": Handler(tile, "Expand, or Gather along axes larger than 1", "repeats of the batch"),
+    "Tile": Handler(
+        tile,
+        "Expand, or Gather along axes larger than 1; of a dimension of size 1 behind another one, "
+        "as Keras' UpSampling has it: Rearrange",
+        "repeats of the batch",
+    ),
     "Transpose": Handler(
         _transpose,
         "the same values in another order, which what follows takes into account: where it can't, "
@@ -399,6 +448,7 @@ _OWN: Mapping[str, Handler] = {
 
 HANDLERS: Mapping[str, Handler] = {
     **_OWN,
+    **COMPARISONS,
     **{name: handler for row in OPERATORS for name, handler in row.handlers.items()},
 }
 """By ONNX operator: spellings of several operations are told here, the rest by `OPERATORS`."""

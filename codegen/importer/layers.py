@@ -368,10 +368,10 @@ def _with_channels(
 ) -> tuple[View, Roles]:
     """Input ``index`` of a tensor whose channels are dimension ``place``, and its axes."""
     rest = [group for i, group in enumerate(view.dims) if i != place and group != ()]
-    if len(rest) > 2 or view.dims[0] != ():
+    if len(rest) > 2:
         node.refuse(
-            f"works along dimension {place} of {list(view.sizes)}; beside that one only batch and "
-            "two others are supported: reshape the tensor before it"
+            f"works along dimension {place} of {list(view.sizes)}; beside that one only "
+            "two others larger than 1 are supported: reshape the tensor before it"
         )
     roles = Roles(view.dims[place], *([()] * (2 - len(rest)) + rest))
     view = state.views[node.input(index)] = state.transposed(node.name, view, roles)
@@ -383,10 +383,13 @@ def _stack(state: ImportState, node: Node, views: list[View], roles: Roles, axis
     first = views[0]
     spatial = [group for group in (roles.height, roles.width) if group != ()]
     if [group for group in first.dims if group != ()] != [roles.channels, *spatial]:
-        node.refuse(
-            f"stacks {len(views)} tensors of shape {list(first.sizes)} along dimension {axis}; "
-            "their dimensions must be channels, height and width, in this order"
-        )
+        if len([group for group in first.dims if group != ()]) > 3:
+            node.refuse(
+                f"stacks {len(views)} tensors of shape {list(first.sizes)} along dimension {axis}; "
+                "supported are three dimensions beside the batch: reshape them before it"
+            )
+        views = [state.transposed(node.name, view, _in_order_of(view)) for view in views]
+        first, roles = views[0], _in_order_of(views[0])
     name = state.unique(node.name)
     each, stacked = axes_of(roles.shape[0]), axes_of(len(views))
     made = dataclasses.replace(roles, channels=(*stacked, *each))
@@ -394,6 +397,15 @@ def _stack(state: ImportState, node: Node, views: list[View], roles: Roles, axis
     dims[axis] = stacked
     op = Concat(name, tuple(view.tensor for view in views), name)
     state.append(node, op, made, tuple(dims))
+
+
+def _in_order_of(view: View) -> Roles:
+    """Its dimensions larger than 1 as channels, height and width."""
+    groups = [group for group in view.dims if group != ()]
+    return Roles(
+        groups[0] if groups else (), groups[1] if len(groups) == 3 else (),
+        groups[-1] if len(groups) > 1 else (),
+    )  # fmt: skip
 
 
 def pad(state: ImportState, node: Node) -> None:

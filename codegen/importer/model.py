@@ -21,8 +21,8 @@ import numpy as np
 import onnx
 import onnx.version_converter
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+from onnx import numpy_helper
 from onnx.inliner import inline_local_functions
-from onnx.reference import ReferenceEvaluator
 
 from codegen.errors import ModelError
 from codegen.graph.floats import (
@@ -33,28 +33,34 @@ from codegen.graph.floats import (
     LossChoice,
 )
 from codegen.graph.ir import MOST_BINARY_OUTPUTS, Loss, Padding, label_count
+from codegen.importer.constants import Constants, computed
+from codegen.importer.distributed import find_distributed
 from codegen.importer.draft import DraftGraph
 from codegen.importer.handlers import (
     CONTROL_FLOW,
     HANDLERS,
+    LEFT_OVER,
     SUPPORTED_OPERATORS,
     unsupported,
 )
+from codegen.importer.loops import find_loops, refuse_loop
 from codegen.importer.loss import Outputs, choose_loss
-from codegen.importer.nodes import Node
-from codegen.importer.normalization import find_normalizations
+from codegen.importer.nodes import Node, named_nodes
+from codegen.importer.normalization import find_normalizations, lay_out_normalizations
 from codegen.importer.outputs import Choice, choose_output
 from codegen.importer.passes import PASSES
 from codegen.importer.qoperator import to_qdq
 from codegen.importer.quantized import ON_CODES, follow_integers
 from codegen.importer.state import Affine, ImportState
+from codegen.importer.unrolled import find_unrolled
 from codegen.importer.views import Roles, View, picture_roles
+from codegen.operators.transpose import Transpose
 
 __all__ = ["OLDEST_OPSET", "SUPPORTED_OPERATORS", "import_model", "import_proto", "load_file"]
 
 OLDEST_OPSET = 13
 
-_ONNXRUNTIME, _FOUR_BITS = "com.microsoft", 21
+_LEFT_OVER = "the exporter has left it as it was; change the model, or its opset"
 
 _REASON = 300  # characters of a reason that onnx gives; its sentences go over several lines
 
@@ -150,8 +156,13 @@ def import_proto(
         if model.functions:
             model = inline_local_functions(model)
     except (onnx.checker.ValidationError, UnicodeDecodeError, RuntimeError) as error:
+        _check_operators(model.graph)
         reason = " ".join(str(error).split())[:_REASON]
-        raise ModelError(f"the model breaks the ONNX rules: {reason}; export it again") from error
+        # GroupNormalization came with opset 18 and again, with other constants, with 21.
+        later = " with a later opset (21)" if "is deprecated" in reason else ""
+        raise ModelError(
+            f"the model breaks the ONNX rules: {reason}; export it again{later}"
+        ) from error
     notes = []
     if opset < OLDEST_OPSET:
         model = _converted(model, opset)
@@ -159,10 +170,7 @@ def import_proto(
         opset = OLDEST_OPSET
     try:
         state = ImportState(model.graph, name or model.graph.name or "model")
-        to_qdq(state)
-        find_normalizations(state)
-        chosen = choose_output(state.nodes, state.outputs, output, state.constants)
-        draft, result = _run(state, chosen, opset)
+        state, chosen, draft, result = _either_order(state, model.graph, opset, output)
     except _DAMAGE as error:
         raise ModelError(f"the model contradicts itself ({error}); export it again") from error
     outputs = _outputs(state, draft, chosen, result)
@@ -193,6 +201,17 @@ def _opset_of(model: onnx.ModelProto) -> int:
     return int(versions[0])
 
 
+def _check_operators(graph: onnx.GraphProto) -> None:
+    """Refuses operators that ONNX never had, which exporters leave of another framework's."""
+    for node in graph.node:
+        known = not isinstance(node.op_type, str) or onnx.defs.has(node.op_type)  # bytes: damaged
+        if node.domain in ("", "ai.onnx") and not known:
+            remedy = LEFT_OVER.get(node.op_type, _LEFT_OVER)
+            raise ModelError(
+                f"node '{node.name}' ({node.op_type}): isn't an operator of ONNX: {remedy}"
+            )
+
+
 def _converted(model: onnx.ModelProto, opset: int) -> onnx.ModelProto:
     """``model``, which is valid, with the operators of `OLDEST_OPSET`."""
     try:
@@ -205,39 +224,63 @@ def _converted(model: onnx.ModelProto, opset: int) -> onnx.ModelProto:
         ) from error
 
 
-def _run(state: ImportState, chosen: Choice, opset: int) -> tuple[DraftGraph, View]:
+_Import = tuple[ImportState, Choice, DraftGraph, View]
+
+
+def _either_order(
+    state: ImportState, graph: onnx.GraphProto, opset: int, output: str | None
+) -> _Import:
+    """What `_read` makes of the file, with the input's channels first or last.
+
+    What comes before the first convolution, as a crop does, doesn't tell which: where it is
+    refused, or has to be put in another order, it is the other one if that comes further, or has
+    less to be put in order.
+    """
+    made: _Import | None = None
+    refusal: ModelError | None = None
+    try:
+        made = (state, *_read(state, opset, output))
+    except ModelError as error:
+        refusal = error
+    moved = math.inf if made is None else _transposes(made[2])
+    last = state.with_channels_last(graph) if moved else None
+    if last is not None:
+        try:
+            other: _Import = (last, *_read(last, opset, output))
+        except ModelError as error:
+            if refusal is not None and last.progress > state.progress:
+                refusal = error
+        else:
+            further = made is not None or last.progress > state.progress
+            if further and _transposes(other[2]) < moved:
+                return other
+    if made is None:
+        assert refusal is not None
+        raise refusal
+    return made
+
+
+def _transposes(draft: DraftGraph) -> int:
+    return sum(isinstance(op, Transpose) for op in draft.ops.values())
+
+
+def _read(state: ImportState, opset: int, output: str | None) -> tuple[Choice, DraftGraph, View]:
+    """What the file computes: which of its outputs, how, and what of the draft that is."""
+    to_qdq(state)
+    find_normalizations(state)
+    constants = Constants(state.nodes, state.constants, opset)
+    find_loops(state, constants)
+    find_unrolled(state, constants)
+    find_distributed(state, constants)
+    chosen = choose_output(state.nodes, state.outputs, output, state.constants)
+    return chosen, *_run(state, chosen, constants)
+
+
+def _run(state: ImportState, chosen: Choice, constants: Constants) -> tuple[DraftGraph, View]:
     """The draft in its normal form, and the model's output."""
-    for node in chosen.nodes:  # before what only decides about it
-        if node.operator in CONTROL_FLOW:
-            node.refuse(unsupported(node.operator))
+    _check_control_flow(state, chosen.nodes, constants)
     for node in chosen.nodes:
-        if _is_constant(state, node):
-            _compute(state, node, opset)
-            continue
-        if chosen.sigmoid and node.outputs[0] == chosen.sigmoid:
-            view = state.view(node)
-            if not _makes_picture(state, view):
-                state.views[chosen.sigmoid] = dataclasses.replace(view, after="Sigmoid")
-                continue
-        handler = HANDLERS.get(node.operator)
-        if handler is None:
-            node.refuse(unsupported(node.operator))
-        end = state.end_before(node)
-        if end and not handler.renames:
-            node.refuse(
-                f"reads the output of a {end}, behind which only reshapes are supported; export "
-                "the model without what follows"
-            )
-        on_codes = state.reads_codes(node)
-        if on_codes and node.operator not in ON_CODES:
-            node.refuse(
-                "computes with an activation in integers, which it takes for real numbers; put "
-                "DequantizeLinear before it"
-            )
-        handler.read(state, node)
-        state.note_rearranged(node)
-        if on_codes and ON_CODES[node.operator]:
-            state.codes[node.outputs[0]] = state.codes[node.input(0)]
+        _read_node(state, chosen, constants, node)
     result = state.views.get(chosen.tensor)
     if result is None:
         raise ModelError(
@@ -249,11 +292,83 @@ def _run(state: ImportState, chosen: Choice, opset: int) -> tuple[DraftGraph, Vi
             "without the Pad at its end"
         )
     result = _in_order(state, chosen.tensor, result)
+    lay_out_normalizations(state)
     state.lay_out_constants()
     draft = DraftGraph(state.input, result.tensor, state.ops, state.shapes, state.codings)
     for run_pass in PASSES:
         run_pass(draft)
     return draft, result
+
+
+def _check_control_flow(state: ImportState, nodes: Sequence[Node], constants: Constants) -> None:
+    """Refuses control flow that can't be taken, before what only decides about it is."""
+    decided = set(state.constants)  # by constants and shapes alone
+    for node in nodes:
+        names = {name for name in node.inputs if name}
+        fixed = all(name in decided or constants.value(name) is not None for name in names)
+        if node.operator == "Shape" or fixed:
+            decided.update(node.outputs)
+        if node.operator == "Loop":
+            refuse_loop(node, constants)
+        if node.operator in CONTROL_FLOW and not (node.operator == "If" and fixed):
+            node.refuse(unsupported(node.operator))
+
+
+def _read_node(state: ImportState, chosen: Choice, constants: Constants, node: Node) -> None:
+    """Adds what the node makes to the state: a constant, or another view, or operations."""
+    if _is_constant(state, node):
+        state.constants.update(computed(node, state.constants, constants.opset))
+        follow_integers(state, node)
+        return
+    if node.operator == "If":
+        _take_branch(state, chosen, constants, node)
+        return
+    if chosen.sigmoid and node.outputs[0] == chosen.sigmoid:
+        view = state.view(node)
+        if not _makes_picture(state, view):
+            state.views[chosen.sigmoid] = dataclasses.replace(view, after="Sigmoid")
+            return
+    handler = HANDLERS.get(node.operator)
+    if handler is None:
+        node.refuse(unsupported(node.operator))
+    end = state.end_before(node)
+    if end and not handler.renames:
+        node.refuse(
+            f"reads the output of a {end}, behind which only reshapes are supported; export "
+            "the model without what follows"
+        )
+    on_codes = state.reads_codes(node)
+    if on_codes and node.operator not in ON_CODES:
+        node.refuse(
+            "computes with an activation in integers, which it takes for real numbers; put "
+            "DequantizeLinear before it"
+        )
+    handler.read(state, node)
+    state.progress += 1
+    state.note_rearranged(node)
+    if on_codes and ON_CODES[node.operator]:
+        state.codes[node.outputs[0]] = state.codes[node.input(0)]
+
+
+def _take_branch(state: ImportState, chosen: Choice, constants: Constants, node: Node) -> None:
+    """Reads the branch of an If that constants and shapes have decided for."""
+    taken = bool(state.constant(node, 0, "condition").reshape(-1)[0])
+    branch = node.attributes["then_branch" if taken else "else_branch"]
+    state.constants.update(
+        (entry.name, numpy_helper.to_array(entry)) for entry in branch.initializer
+    )
+    nodes = named_nodes(branch)
+    _check_control_flow(state, nodes, constants)
+    for inner in nodes:
+        _read_node(state, chosen, constants, inner)
+    for output, made in zip(node.outputs, branch.output, strict=True):
+        _read_node(
+            state, chosen, constants,
+            dataclasses.replace(
+                node, operator="Identity", inputs=(made.name,), outputs=(output,), attributes={},
+                proto=onnx.helper.make_node("Identity", [made.name], [output]),
+            ),
+        )  # fmt: skip
 
 
 def _in_order(state: ImportState, name: str, result: View) -> View:
@@ -295,29 +410,6 @@ def _is_constant(state: ImportState, node: Node) -> bool:
     if node.is_foreign or node.operator in _NEVER_COMPUTED:
         return False
     return known or node.operator == "ConstantOfShape"
-
-
-def _compute(state: ImportState, node: Node, opset: int) -> None:
-    """The node's outputs, as ONNX's reference implementation computes them."""
-    inputs = {name: state.constants[name] for name in node.inputs if name}
-    values = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.UNDEFINED, None)
-              for name in inputs]  # fmt: skip
-    results = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.UNDEFINED, None)
-               for name in node.outputs if name]  # fmt: skip
-    proto = onnx.NodeProto()
-    proto.CopyFrom(node.proto)
-    if proto.domain == _ONNXRUNTIME:  # the same as ONNX's own, but it came before that took 4 bits
-        proto.domain, opset = "", max(opset, _FOUR_BITS)
-    graph = onnx.helper.make_graph([proto], node.name, values, results)
-    opsets = [onnx.helper.make_opsetid("", opset)]
-    try:
-        evaluator = ReferenceEvaluator(onnx.helper.make_model(graph, opset_imports=opsets))
-        outputs = [np.asarray(value) for value in evaluator.run(None, inputs)]
-    except Exception as error:  # the reference implementation raises whatever numpy does
-        node.refuse(f"can't be computed from its constants ({error}); export the model again")
-    for result, value in zip(results, outputs, strict=True):
-        state.constants[result.name] = value
-    follow_integers(state, node)
 
 
 def _makes_picture(state: ImportState, view: View) -> bool:

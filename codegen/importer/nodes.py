@@ -36,6 +36,17 @@ class Node:
         """Whether the operator is none of ONNX's own."""
         return "." in self.operator
 
+    @property
+    def subgraphs(self) -> tuple[onnx.GraphProto, ...]:
+        """Bodies and branches of control flow."""
+        values = self.attributes.values()
+        return tuple(value for value in values if isinstance(value, onnx.GraphProto))
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """Names of all that it reads, with what its subgraphs take from outside."""
+        return (*self.inputs, *(name for graph in self.subgraphs for name in _captured(graph)))
+
     def refuse(self, reason: str) -> NoReturn:
         """Raises ModelError with the node's name, its operator and ``reason``."""
         raise ModelError(f"node '{self.name}' ({self.operator}): {reason}")
@@ -60,6 +71,15 @@ def read_node(proto: onnx.NodeProto, name: str, operator: str) -> Node:
     """The node of the file under a name of its own."""
     attributes = {entry.name: _attribute(entry) for entry in proto.attribute}
     return Node(name, operator, tuple(proto.input), tuple(proto.output), attributes, proto)
+
+
+def _captured(graph: onnx.GraphProto) -> list[str]:
+    """Names that a subgraph reads, but neither is given nor makes."""
+    nodes = named_nodes(graph)
+    own = {entry.name for entry in (*graph.input, *graph.initializer)}
+    own.update(name for node in nodes for name in node.outputs)
+    read = [name for node in nodes for name in node.reads]
+    return [name for name in (*read, *(entry.name for entry in graph.output)) if name not in own]
 
 
 def _attribute(entry: onnx.AttributeProto) -> Any:

@@ -1,13 +1,15 @@
 """What the importer does with normalizations of each sample, in one node or spelled in many.
 
 PyTorch writes a LayerNorm for opsets below 17, and Keras' exporters for any, as mean, difference,
-square, mean, sum with epsilon, root, and products and sums that differ from file to file.
+square, mean, sum with epsilon, root, and products and sums that differ from file to file; an
+RMSNorm, below opset 23, as the same without mean and difference.
 `find_normalizations` looks for these before any handler sees them.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -17,79 +19,146 @@ from onnx import numpy_helper
 from codegen.graph.floats import NO_CLAMP
 from codegen.importer.draft import DraftGraph
 from codegen.importer.nodes import Node
-from codegen.importer.state import Affine, Array, ImportState
-from codegen.importer.views import View, size_of
+from codegen.importer.scaling import append_affine
+from codegen.importer.state import Affine, Array, ImportState, Normalization
+from codegen.importer.views import Group, Roles, View
 from codegen.operators.layer_normalization import FloatLayerNormalization
 
-_OTHERWISE = (
-    "use BatchNormalization, or normalize all channels together (LayerNormalization, "
-    "GroupNormalization of one group)"
-)
+_ONE, _ZERO = np.array(1.0), np.array(0.0)
 
 
 def layer_normalization(state: ImportState, node: Node) -> None:
-    """LayerNormalization, or what `find_normalizations` has made, which says its axes."""
+    """LayerNormalization or RMSNormalization, or what `find_normalizations` has made, which says
+    its axes."""
     view = state.view(node)
     rank = len(view.dims)
     if "axes" not in node.attributes:
         first = node.place(node.attributes.get("axis", -1), rank)
         places = tuple(range(first, rank))
-        scale = state.constant(node, 1, "scale")
-        bias = state.constant(node, 2, "bias") if node.input(2) else np.array(0.0)
-        _normalize(state, node, view, places, scale, bias)
-        return
-    axes = node.attributes["axes"] or range(2, rank)
-    places = tuple(sorted(node.place(axis, rank) for axis in axes))
-    _normalize(state, node, view, places, np.array(1.0), np.array(0.0))
+        scale = _of_a_group(node, state.constant(node, 1, "scale"), len(places))
+        bias = _ZERO
+        if node.input(2):
+            bias = _of_a_group(node, state.constant(node, 2, "bias"), len(places))
+    else:
+        axes = node.attributes["axes"] or range(2, rank)
+        places = tuple(sorted(node.place(axis, rank) for axis in axes))
+        scale, bias = _ONE, _ZERO
+    if places == (rank - 1,) and view.tensor not in state.shapes:
+        state.expected_channels = view.dims[-1]
+    _normalize(state, node, places, scale, bias)
+
+
+def _of_a_group(node: Node, values: Array, rank: int) -> Array:
+    """A constant without the dimensions before the last ``rank``, along which it may not vary."""
+    each = values.reshape(-1, *values.shape[max(values.ndim - rank, 0) :])
+    if np.ptp(each, axis=0).any():
+        node.refuse(
+            f"its constant of shape {list(values.shape)} varies beyond the {rank} dimensions that "
+            "it normalizes; multiply or add it behind the node"
+        )
+    first: Array = each[0]
+    return first
 
 
 def group_normalization(state: ImportState, node: Node) -> None:
-    """GroupNormalization of one group: the whole picture."""
+    """GroupNormalization: its groups as dimensions of their own, and constants behind them."""
     groups = int(node.attributes.get("num_groups", 0))
-    if groups != 1:
-        node.refuse(f"normalizes {groups} groups of channels by themselves; {_OTHERWISE}")
-    view = state.view(node)
-    scale, bias = (
-        state.constant(node, index, role).reshape(-1, *[1] * (len(view.dims) - 2))
-        for index, role in ((1, "scale"), (2, "bias"))
-    )
-    _normalize(state, node, view, tuple(range(1, len(view.dims))), scale, bias)
+    sizes = state.view(node).sizes
+    if groups < 1 or sizes[1] % groups:
+        node.refuse(f"has {groups} groups of {sizes[1]} channels; the model is inconsistent")
+    apart, normal, whole = (f"{node.outputs[0]}@{step}" for step in ("groups", "normal", "whole"))
+    split = dataclasses.replace(node, outputs=(apart,))
+    state.reshape(split, (sizes[0], groups, math.prod(sizes[1:]) // groups))
+    each = dataclasses.replace(node, inputs=(apart,), outputs=(normal,))
+    _normalize(state, each, (2,))
+    state.reshape(dataclasses.replace(node, inputs=(normal,), outputs=(whole,)), sizes)
+    _by_channel(state, node, whole)
 
 
 def instance_normalization(state: ImportState, node: Node) -> None:
-    """InstanceNormalization of one channel, as which PyTorch writes a GroupNorm of one group."""
-    view = state.view(node)
-    if view.sizes[1] != 1:
-        node.refuse(f"normalizes {view.sizes[1]} channels by themselves; {_OTHERWISE}")
+    """InstanceNormalization, as which PyTorch also writes a GroupNorm, with groups for channels."""
+    sizes, normal = state.view(node).sizes, f"{node.outputs[0]}@normal"
+    each = dataclasses.replace(node, outputs=(normal,))
+    places = tuple(range(2, len(sizes)))
+    _normalize(state, each, places)
+    _by_channel(state, node, normal)
+
+
+def _by_channel(state: ImportState, node: Node, normal: str) -> None:
+    """What the node makes of ``normal`` with its scale and bias, one of each per channel."""
+    view = state.views[normal]
+    channels = view.sizes[1]
     scale, bias = (state.constant(node, i, role) for i, role in ((1, "scale"), (2, "bias")))
-    _normalize(state, node, view, tuple(range(2, len(view.dims))), scale, bias)
+    if scale.shape != (channels,) or bias.shape != (channels,):
+        node.refuse(f"its scale and bias don't have the {channels} channels of its input")
+    if (scale == 1).all() and (bias == 0).all():
+        state.views[node.outputs[0]] = view
+        return
+    append_affine(state, node, view, scale, bias, view.dims[1])
 
 
 def _normalize(
-    state: ImportState, node: Node, view: View, places: tuple[int, ...], scale: Array, bias: Array
+    state: ImportState,
+    node: Node,
+    places: tuple[int, ...],
+    scale: Array = _ONE,
+    bias: Array = _ZERO,
 ) -> None:
     """Normalizes the dimensions ``places`` together; constants broadcast along these."""
-    roles = state.roles(node, view, channels_last=places == (len(view.dims) - 1,))
-    group = [axis for place in places for axis in view.dims[place]]
-    elements = (*roles.height, *roles.width, *roles.channels)
-    last = elements[len(elements) - len(group) :]
-    if set(last) != set(group):
-        node.refuse(
-            f"normalizes dimensions {list(places)} of {list(view.sizes)} together; supported are "
-            f"the channels of each pixel, of whole rows, or of the whole picture: {_OTHERWISE}"
-        )
-    sizes, order = [size_of(view.dims[place]) for place in places], [group.index(a) for a in last]
-
-    def in_order(values: Array) -> Array:
-        split = np.broadcast_to(values, sizes).reshape([axis.size for axis in group])
-        return split.transpose(order).reshape(-1).copy()
-
+    view = state.view(node)
     epsilon = float(node.attributes.get("epsilon", 1e-5))
     if epsilon < 0:
         node.refuse(f"attribute epsilon = {epsilon:g}; it can't be negative, export it again")
+    sizes = [view.sizes[place] for place in places]
+    gain, shift = (np.broadcast_to(values, sizes).reshape(-1) for values in (scale, bias))
+    axes = tuple(axis for place in places for axis in view.dims[place])
+    if not _fits(state, view, axes):
+        rest = tuple(axis for group in view.dims for axis in group if axis not in axes)
+        view = state.transposed(node.name, view, Roles(axes, (), rest))
     name = state.unique(node.name)
-    op = FloatLayerNormalization(name, view.tensor, name, in_order(scale), in_order(bias), epsilon)
+    op = Normalization(name, view.tensor, name, gain, shift, axes, epsilon, node)
     state.append_elementwise(node, op, view)
+
+
+def _fits(state: ImportState, view: View, axes: Group) -> bool:
+    """Whether groups of ``axes`` lie one behind the other in the view's tensor.
+
+    Where that is the input and nothing has said yet what its axes are, the whole of it does, and
+    what is taken for the channels.
+    """
+    if view.tensor not in state.shapes:
+        return len(axes) == sum(map(len, view.dims)) or axes == state.expected_channels
+    return _last_of(state.roles_of(view.tensor), axes) is not None
+
+
+def _last_of(roles: Roles, axes: Group) -> Group | None:
+    """``axes`` in the order that elements have on the device, None where others lie between."""
+    elements = (*roles.height, *roles.width, *roles.channels)
+    last = elements[len(elements) - len(axes) :]
+    return last if set(last) == set(axes) else None
+
+
+def lay_out_normalizations(state: ImportState) -> None:
+    """Gives each normalization the order of elements that its tensor has on the device."""
+    for name, op in state.ops.items():
+        if not isinstance(op, Normalization):
+            continue
+        if name not in state.shapes:
+            state.roles(op.node, state.views[op.node.outputs[0]])  # settles the input's
+        last = _last_of(state.roles_of(name), op.axes)
+        if last is None:
+            op.node.refuse(
+                "normalizes the last dimension of the model's input, which what follows doesn't "
+                "take for the channels; normalize behind the first layer, or the whole input"
+            )
+        sizes, order = [axis.size for axis in op.axes], [op.axes.index(axis) for axis in last]
+        gain, shift = (
+            values.reshape(sizes).transpose(order).reshape(-1) for values in (op.gain, op.shift)
+        )
+        centred = op.node.operator != "RMSNormalization"
+        state.ops[name] = FloatLayerNormalization(
+            op.name, op.input, op.output, gain, shift, op.epsilon, centred=centred
+        )
 
 
 def fold_into_normalizations(draft: DraftGraph) -> None:
@@ -130,16 +199,19 @@ class _Mean(NamedTuple):
 
 
 class _Spread(NamedTuple):
-    """One over the deviation of tensor ``of``, times the constants ``gains``."""
+    """One over the deviation of tensor ``of``, or where it isn't ``centred`` over the root of its
+    mean square, times the constants ``gains``."""
 
     of: str
     axes: tuple[int, ...] | None
     epsilon: float
     gains: tuple[str, ...]
+    centred: bool
 
 
 def find_normalizations(state: ImportState) -> None:
-    """Puts one LayerNormalization, and what follows, in the place of nodes that spell it.
+    """Puts one LayerNormalization or RMSNormalization, and what follows, in the place of nodes that
+    spell it.
 
     What made their mean and deviation stays; nothing looks at it where nothing else needs it.
     """
@@ -165,8 +237,8 @@ class _Spelled:
         outputs = [f"{node.outputs[0]}@{index}" for index in range(len(steps))] + [node.outputs[0]]
         own: dict[str, Any] = {"axes": spread.axes, "epsilon": spread.epsilon}
         yield dataclasses.replace(
-            node, operator="LayerNormalization", inputs=(spread.of,), outputs=(outputs[0],),
-            attributes=own,
+            node, operator="LayerNormalization" if spread.centred else "RMSNormalization",
+            inputs=(spread.of,), outputs=(outputs[0],), attributes=own,
         )  # fmt: skip
         for (operator, constant), source, output in zip(
             steps, outputs[:-1], outputs[1:], strict=True
@@ -182,12 +254,12 @@ class _Spelled:
         match node.operator:
             case "Div" if sides:
                 spread = self._deviation(node.inputs[1])
-                if spread is not None and self._is_centred(node.inputs[0], spread):
+                if spread is not None and self._is_divided(node.inputs[0], spread):
                     return spread, ""
             case "Mul":
                 for value, factor in sides:
                     spread = self._spread(factor)
-                    if spread is not None and self._is_centred(value, spread):
+                    if spread is not None and self._is_divided(value, spread):
                         return spread, ""
             case "Add":
                 for value, rest in sides:
@@ -205,7 +277,7 @@ class _Spelled:
         """The deviation by which ``name`` is a tensor divided, not less its mean yet."""
         for value, factor in self._sides(name, "Mul"):
             spread = self._spread(factor)
-            if spread is not None and spread.of == value:
+            if spread is not None and spread.centred and spread.of == value:
                 return spread
         return None
 
@@ -227,7 +299,10 @@ class _Spelled:
             for mean, by in self._sides(name, "Mul")
         )
 
-    def _is_centred(self, name: str, spread: _Spread) -> bool:
+    def _is_divided(self, name: str, spread: _Spread) -> bool:
+        """Whether ``name`` is what a normalization by ``spread`` divides."""
+        if not spread.centred:
+            return name == spread.of
         return self._centred(name) == _Mean(spread.of, spread.axes, 1)
 
     def _centred(self, name: str) -> _Mean | None:
@@ -283,26 +358,31 @@ class _Spelled:
         return self._uncertain(node.inputs[0]) if node is not None and root else None
 
     def _uncertain(self, name: str) -> _Spread | None:
-        """A variance and epsilon, as what one over its root is."""
+        """A variance or mean square, and epsilon, as what one over its root is."""
         for variance, epsilon in self._sides(name, "Add"):
             number = self._value(epsilon)
             mean = self._mean(variance)
             if number is None or number.size != 1 or mean is None or mean.sign < 0:
                 continue
-            centred = self._squared(mean.of)
+            value = self._squared(mean.of)
+            if value is None:
+                continue
+            least = float(number.reshape(-1)[0])
+            centred = self._centred(value)
             if centred is not None and centred.axes == mean.axes and centred.sign > 0:
-                return _Spread(centred.of, centred.axes, float(number.reshape(-1)[0]), ())
+                return _Spread(centred.of, centred.axes, least, (), centred=True)
+            return _Spread(value, mean.axes, least, (), centred=False)
         return None
 
-    def _squared(self, name: str) -> _Mean | None:
-        """The mean less which a tensor is squared."""
+    def _squared(self, name: str) -> str | None:
+        """The tensor whose square ``name`` is."""
         node = self._makers.get(name)
         if node is None:
             return None
         if node.operator == "Pow" and self._is_number(node.inputs[1], 2.0):
-            return self._centred(node.inputs[0])
+            return node.inputs[0]
         if node.operator == "Mul" and node.inputs[0] == node.inputs[1]:
-            return self._centred(node.inputs[0])
+            return node.inputs[0]
         return None
 
     def _sides(self, name: str, operator: str) -> list[tuple[str, str]]:

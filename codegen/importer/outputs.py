@@ -176,7 +176,7 @@ class _Trace:
         kept = []
         for node in reversed(self._nodes):
             if needed.intersection(node.outputs):
-                needed.update(name for name in node.inputs if name)
+                needed.update(name for name in node.reads if name)
                 kept.append(node)
         return Choice(tensor, tuple(reversed(kept)), because, sigmoid)
 

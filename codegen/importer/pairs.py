@@ -5,12 +5,18 @@ from __future__ import annotations
 import dataclasses
 from typing import NamedTuple
 
+import numpy as np
+
+from codegen.graph.floats import Clamp
 from codegen.importer.nodes import Node
 from codegen.importer.state import ImportState
-from codegen.importer.views import Axis, Group, Roles, View, axes_of, size_of
+from codegen.importer.views import Axis, Group, Roles, View, axes_of, picture_roles, size_of
 from codegen.operators.add import FloatAdd
 from codegen.operators.expand import Expand
+from codegen.operators.gather import Gather
 from codegen.operators.product import FloatProduct
+from codegen.operators.rearrange import Rearrange, by_axis
+from codegen.operators.requantize import FloatClamp, bound_by_number
 
 
 class _Pair(NamedTuple):
@@ -38,6 +44,36 @@ def product_of_two(state: ImportState, node: Node) -> None:
     name = state.unique(node.name)
     tensors = (_expanded(state, node, pair, large), pair.views[1 - large].tensor)
     state.append(node, FloatProduct(name, tensors, name), pair.roles, pair.dims)
+
+
+def extremum(state: ImportState, node: Node) -> None:
+    """Max or Min: an activation where one of two is a number; of tensors a + relu(b - a), or
+    a - relu(a - b), one after the other."""
+    if len(node.inputs) == 1:
+        state.rename(node)
+        return
+    if len(node.inputs) > 2:
+        partial = f"{node.outputs[0]}@{len(node.inputs) - 1}"
+        extremum(state, dataclasses.replace(node, inputs=node.inputs[:-1], outputs=(partial,)))
+        node = dataclasses.replace(node, inputs=(partial, node.inputs[-1]))
+    constants = [index for index, name in enumerate(node.inputs) if name in state.constants]
+    if constants:
+        bound_by_number(state, node, constants[0])
+        return
+    if state.reads_codes(node):
+        node.refuse("compares two tensors in integers; put DequantizeLinear before it")
+    least = node.operator == "Min"
+    first, second = node.inputs
+    apart, above = (f"{node.outputs[0]}@{what}" for what in ("apart", "above"))
+    order = (first, second) if least else (second, first)
+    difference = dataclasses.replace(
+        node, name=f"{node.name}_apart", inputs=order, outputs=(apart,)
+    )
+    sum_of_two(state, difference, subtracts=True)
+    positive = dataclasses.replace(difference, inputs=(apart,), outputs=(above,))
+    view, name = state.view(positive), state.unique(f"{node.name}_above")
+    state.append_elementwise(positive, FloatClamp(name, view.tensor, name, Clamp(low=0.0)), view)
+    sum_of_two(state, dataclasses.replace(node, inputs=(first, above)), subtracts=least)
 
 
 def _pair(state: ImportState, node: Node, verb: str) -> _Pair:
@@ -147,20 +183,64 @@ def tile(state: ImportState, node: Node) -> None:
 
 
 def _repeat(state: ImportState, node: Node, counts: list[int]) -> None:
-    """Along each dimension of a picture, so many times what there is."""
-    view, roles = state.picture(node)
-    rank = len(view.dims)
-    if len(counts) != rank or min(counts) < 1 or counts[0] != 1:
+    """Along each dimension, so many times what there is."""
+    view = state.view(node)
+    if len(counts) != len(view.dims) or min(counts) < 1 or counts[0] != 1:
         node.refuse(
             f"repeats {list(view.sizes)} by {counts}; channels, height and width can be repeated, "
             "the batch can't"
         )
+    if not state.is_other_than_picture(view):
+        view, roles = state.picture(node)
+        view = _several(state, node, view, counts)
+        grown = [axes_of(n) if d == () else d for d, n in zip(view.dims, counts, strict=True)]
+        if grown != list(view.dims):
+            roles = picture_roles(tuple(grown))
+            name = _repeated(state, node.name, view.tensor, roles)
+            view = dataclasses.replace(view, tensor=name, dims=tuple(grown))
+    else:
+        view = _several(state, node, view, counts)
+        for place, count in enumerate(counts):
+            if view.dims[place] == () and count > 1:
+                view = _inserted(state, node, view, place, count)
+    state.views[node.outputs[0]] = view
+
+
+def _several(state: ImportState, node: Node, view: View, counts: list[int]) -> View:
+    """``view`` with all entries of each dimension larger than 1 so many times over."""
     for place, (group, count) in enumerate(zip(view.dims, counts, strict=True)):
         if group != () and count > 1:
             view = state.take(node, view, place, list(range(size_of(group))) * count)
-    grown = [axes_of(n) if d == () else d for d, n in zip(view.dims, counts, strict=True)]
-    if grown != list(view.dims):
-        roles = Roles(grown[1], grown[2] if rank == 4 else (), grown[-1] if rank > 2 else ())
-        name = _repeated(state, node.name, view.tensor, roles)
-        view = dataclasses.replace(view, tensor=name, dims=tuple(grown))
-    state.views[node.outputs[0]] = view
+    return view
+
+
+def _inserted(state: ImportState, node: Node, view: View, place: int, count: int) -> View:
+    """``view`` with ``count`` copies along a dimension of size 1: of each entry of the dimension
+    before it, as upsampling does, or of the whole along an axis that the tensor doesn't have."""
+    roles, before, new = state.roles(node, view), view.dims[place - 1], axes_of(count)
+    name = state.unique(node.name)
+    if before != () and roles.channels[-len(before) :] == before:
+        made = dataclasses.replace(roles, channels=(*roles.channels, *new))
+        indices = np.repeat(np.arange(size_of(roles.channels)), count)
+        state.add(Gather(name, view.tensor, name, "channels", tuple(indices.tolist())), made)
+    elif before != () and before in (roles.height[-len(before) :], roles.width[-len(before) :]):
+        along = roles.height[-len(before) :] == before
+        counts, sides = ((count, 1) if along else (1, count)), (roles.height, roles.width)
+        lines = [np.repeat(np.arange(size_of(s)), n) for s, n in zip(sides, counts, strict=True)]
+        made = dataclasses.replace(
+            roles, **{"height": (*sides[0], *new)} if along else {"width": (*sides[1], *new)}
+        )
+        places = by_axis(*(each.tolist() for each in lines))
+        state.add(Rearrange(name, view.tensor, name, *places), made)
+    elif () in (roles.height, roles.width):
+        free = "width" if roles.width == () else "height"
+        made = dataclasses.replace(roles, **{free: new})
+        state.add(Expand(name, view.tensor, name, made.shape), made)
+    else:
+        node.refuse(
+            f"repeats dimension {place} of {list(view.sizes)}; only copies of the entries of the "
+            "dimension before it are supported, or of what has neither height nor width"
+        )
+    return dataclasses.replace(
+        view, tensor=name, dims=(*view.dims[:place], new, *view.dims[place + 1 :])
+    )

@@ -42,6 +42,7 @@ from codegen.operators.base import Copying
 from codegen.operators.gather import Gather
 from codegen.operators.global_average_pool import GlobalAveragePool
 from codegen.operators.max_pool import MaxPool
+from codegen.operators.rearrange import OUTSIDE, Rearrange, by_axis
 from codegen.operators.requantize import FloatClamp
 from codegen.operators.scaling import FloatScaling
 
@@ -139,6 +140,31 @@ def merge_choices(draft: DraftGraph) -> None:
         if draft.only_reader(first.output):
             indices = tuple(first.indices[index] for index in op.indices)
             draft.ops[op.output] = dataclasses.replace(op, input=first.input, indices=indices)
+            del draft.ops[first.output]
+
+
+def merge_rearrangements(draft: DraftGraph) -> None:
+    """Rows and columns that are picked one after the other are picked at once."""
+    for op in draft.each(Rearrange):
+        first = draft.ops.get(op.input)
+        if not isinstance(first, Rearrange) or draft.codings.get(first.output) != (
+            draft.codings.get(op.output)
+        ):
+            continue
+        if any(part.rows[1] != (0,) * part.size[1] for part in (first, op)):
+            continue  # rows that depend on columns as well, of which dilated convolutions are made
+        if any(part.columns[0] != (0,) * part.size[0] for part in (first, op)):
+            continue
+        if draft.only_reader(first.output):
+            rows, columns = (
+                [before[at] if 0 <= at < len(before) else OUTSIDE for at in then]
+                for before, then in (
+                    (first.rows[0], op.rows[0]), (first.columns[1], op.columns[1])
+                )
+            )  # fmt: skip
+            draft.ops[op.output] = Rearrange(
+                op.name, first.input, op.output, *by_axis(rows, columns)
+            )
             del draft.ops[first.output]
 
 
@@ -335,6 +361,7 @@ PASSES: tuple[Callable[[DraftGraph], None], ...] = (
     choose_before_concat,
     remove_unused,
     merge_choices,
+    merge_rearrangements,
     keep_last_states,
     crop_to_padding,
     fuse_products,

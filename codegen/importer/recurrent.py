@@ -134,7 +134,8 @@ def _check_states(state: ImportState, node: Node, steps: int) -> None:
                 "for windows of one length"
             )
     for index, role in ((5, "initial_h"), (6, "initial_c")):
-        if node.input(index) and state.constant(node, index, role).any():
+        name = node.input(index)
+        if name and (name not in state.constants or state.constant(node, index, role).any()):
             _refuse_state(node, role)
     if len(node.outputs) > 2 and node.outputs[2]:
         read = {name for other in state.nodes for name in other.inputs} | set(state.outputs)

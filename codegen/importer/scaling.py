@@ -19,7 +19,10 @@ from codegen.operators.lookup import append_function
 def batch_normalization(state: ImportState, node: Node) -> None:
     """BatchNormalization in inference mode, over dimension 1 whatever that is."""
     if node.attributes.get("training_mode", 0):
-        node.refuse("attribute training_mode = 1; export the model in inference mode")
+        node.refuse(
+            "attribute training_mode = 1: it would normalize by each batch; export the model in "
+            "inference mode (PyTorch: model.eval(), and training=TrainingMode.EVAL)"
+        )
     gain, shift, mean, variance = (
         state.constant(node, index, role)
         for index, role in ((1, "scale"), (2, "bias"), (3, "mean"), (4, "variance"))
@@ -34,7 +37,7 @@ def batch_normalization(state: ImportState, node: Node) -> None:
     if (spread <= 0).any():
         node.refuse("variance plus epsilon is not positive; train or export the model again")
     factor = gain / np.sqrt(spread)
-    _append(state, node, view, factor, shift - mean * factor, view.dims[1])
+    append_affine(state, node, view, factor, shift - mean * factor, view.dims[1])
 
 
 def scaler(state: ImportState, node: Node) -> None:
@@ -51,7 +54,7 @@ def scaler(state: ImportState, node: Node) -> None:
             "per feature, or for all"
         )
     features = np.ones(size_of(view.dims[1]))
-    _append(state, node, view, scale * features, -offset * scale * features, view.dims[1])
+    append_affine(state, node, view, scale * features, -offset * scale * features, view.dims[1])
 
 
 def add(state: ImportState, node: Node) -> None:
@@ -71,7 +74,7 @@ def _sum(state: ImportState, node: Node, sign: float) -> None:
         return
     view, value, axes = _with_constant(state, node, index)
     gain, shift = (sign, value) if index == 0 else (1.0, sign * value)
-    _append(state, node, view, np.array(gain), shift, axes)
+    append_affine(state, node, view, np.array(gain), shift, axes)
 
 
 def sum_of_all(state: ImportState, node: Node) -> None:
@@ -94,22 +97,27 @@ def mul(state: ImportState, node: Node) -> None:
         product_of_two(state, node)
         return
     view, value, axes = _with_constant(state, node, index)
-    _append(state, node, view, value, np.array(0.0), axes)
+    append_affine(state, node, view, value, np.array(0.0), axes)
 
 
 def div(state: ImportState, node: Node) -> None:
-    """Div by a constant."""
+    """Div by a constant, or of one number by a tensor."""
+    if node.input(0) in state.constants and np.ptp(state.constants[node.input(0)]) == 0:
+        factor = float(state.constant(node, 0, "dividend").reshape(-1)[0])
+        function = ("affine", ("reciprocal", X), factor, 0.0)
+        append_function(state, dataclasses.replace(node, inputs=node.inputs[1:]), function)
+        return
     if node.input(1) not in state.constants:
         node.refuse("divides by a tensor; only division by constants is supported")
     view, divisor, axes = _with_constant(state, node, 1)
     if (divisor == 0).any():
         node.refuse("divides by zero; train or export the model again")
-    _append(state, node, view, 1.0 / divisor, np.array(0.0), axes)
+    append_affine(state, node, view, 1.0 / divisor, np.array(0.0), axes)
 
 
 def neg(state: ImportState, node: Node) -> None:
     """Neg: a product with -1."""
-    _append(state, node, state.view(node), np.array(-1.0), np.array(0.0), ())
+    append_affine(state, node, state.view(node), np.array(-1.0), np.array(0.0), ())
 
 
 def reduce_sum(state: ImportState, node: Node) -> None:
@@ -119,7 +127,7 @@ def reduce_sum(state: ImportState, node: Node) -> None:
     scaled = dataclasses.replace(node, inputs=(mean,))
     view = state.view(scaled)
     count = math.prod(state.view(node).sizes) / math.prod(view.sizes)
-    _append(state, scaled, view, np.array(count), np.array(0.0), ())
+    append_affine(state, scaled, view, np.array(count), np.array(0.0), ())
 
 
 def p_relu(state: ImportState, node: Node) -> None:
@@ -128,7 +136,7 @@ def p_relu(state: ImportState, node: Node) -> None:
     if np.ptp(slope) == 0:
         append_function(state, node, ("leaky", X, float(slope.reshape(-1)[0])))
     else:
-        _append(state, node, view, np.array(1.0), np.array(0.0), axes, slope)
+        append_affine(state, node, view, np.array(1.0), np.array(0.0), axes, slope)
 
 
 def _place_of_constant(state: ImportState, node: Node) -> int | None:
@@ -150,11 +158,13 @@ def _with_constant(state: ImportState, node: Node, index: int) -> tuple[View, Ar
             f"{list(value.shape)}; along each dimension the constant must have size 1 or the "
             "tensor's: repeat the tensor before it (Expand)"
         )
+    if np.ptp(value) == 0:
+        return view, value.reshape(-1)[0], ()
     axes = tuple(axis for place in varying for axis in view.dims[place])
     return view, value.reshape(-1), axes
 
 
-def _append(
+def append_affine(
     state: ImportState,
     node: Node,
     view: View,
@@ -163,6 +173,10 @@ def _append(
     axes: Group,
     below: Array | None = None,
 ) -> None:
+    """Adds gain · x + shift, where x < 0 below · x + shift, as the maker of the node's output.
+
+    Constants are one number, or one for each entry of ``axes``.
+    """
     name = state.unique(node.name)
     op = Affine(name, view.tensor, name, gain, shift, below, axes)
     state.append_elementwise(node, op, view)

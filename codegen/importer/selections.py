@@ -82,5 +82,27 @@ def split(state: ImportState, node: Node) -> None:
             _choose(state, one, view, axis, range(first, end))
 
 
+def reverse_sequence(state: ImportState, node: Node) -> None:
+    """ReverseSequence of all steps, which is what exporters write for a flip."""
+    view = state.view(node)
+    rank = len(view.dims)
+    batch, time = (
+        node.place(node.attributes.get(name, default), rank)
+        for name, default in (("batch_axis", 1), ("time_axis", 0))
+    )
+    steps = view.sizes[time]
+    lengths = state.constant(node, 1, "sequence_lens").reshape(-1)
+    if view.dims[batch] != () or (lengths != steps).any():
+        node.refuse(
+            f"reverses {lengths.astype(int).tolist()} of {steps} steps; export it for windows of "
+            "one length"
+        )
+    if rank == 3:  # features are the channels of a sequence
+        state.roles(
+            node, View(view.tensor, ((), view.dims[time], view.dims[2])), channels_last=True
+        )
+    _choose(state, node, view, time, range(steps)[::-1])
+
+
 def _choose(state: ImportState, node: Node, view: View, place: int, indices: Sequence[int]) -> None:
     state.views[node.outputs[0]] = state.take(node, view, place, indices)

@@ -100,6 +100,19 @@ class Affine(Unary):
         return self.below is None and self.gain.shape[1:] == self.shift.shape[1:] == (1, 1)
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class Normalization(Unary):
+    """The elements of ``axes`` normalized together, then with a gain and a shift for each in their
+    order: never survives `lay_out_normalizations`, when the axes of the input are settled.
+    """
+
+    gain: Array
+    shift: Array
+    axes: Group
+    epsilon: float
+    node: Node
+
+
 class ImportState:
     """State of one import: constants by name, views of tensors, operations made so far."""
 
@@ -118,7 +131,9 @@ class ImportState:
         self._taken: set[str] = set()
         self._roles: dict[str, Roles] = {}  # by tensor; of the input once they are settled
         self._like_input: set[str] = set()  # tensors with the input's axes
+        self.expected_channels: Group | None = None  # of the input, if nothing says otherwise
         self._rearranged_by: dict[str, Node] = {}  # by ONNX name: what moved its dimensions last
+        self.progress = 0  # nodes read so far
         self.outputs = [output.name for output in graph.output]
         self.input = self._read_input(graph)
 
@@ -249,6 +264,13 @@ class ImportState:
         view = self.views[node.input(index)] = self.transposed(node.name, view, wanted)
         return view, wanted
 
+    def is_other_than_picture(self, view: View) -> bool:
+        """Whether it is settled that the dimensions aren't (batch, channels, [height,] [width])."""
+        roles = self._roles.get(view.tensor)
+        return roles is not None and (
+            not 2 <= len(view.dims) <= 4 or view.dims[0] != () or picture_roles(view.dims) != roles
+        )
+
     def transposed(self, name: str, view: View, wanted: Roles) -> View:
         """``view`` of a tensor with the axes ``wanted``, which node ``name`` asks for: the model's
         input if its axes aren't settled yet, another tensor where they are different."""
@@ -300,7 +322,8 @@ class ImportState:
     def take(self, node: Node, view: View, place: int, indices: Sequence[int]) -> View:
         """``view`` with the entries ``indices`` of dimension ``place``, in their order."""
         group, sizes = view.dims[place], list(view.sizes)
-        if group == () and list(indices) == [0]:
+        whole = list(indices) == list(range(size_of(group)))
+        if whole and (group == () or view.tensor not in self._roles):
             return view
         roles = self.roles(node, view)
         sides: dict[PictureAxis, Group] = {
@@ -317,10 +340,10 @@ class ImportState:
         before = axes[:first]
         after = tuple(axis for axis in axes[first:] if axis not in group)
         order = [axes.index(axis) for axis in (*before, *group, *after)]
-        whole = np.arange(size_of(axes))
-        places = whole.reshape([axis.size for axis in axes]).transpose(order)
+        every = np.arange(size_of(axes))
+        places = every.reshape([axis.size for axis in axes]).transpose(order)
         chosen = places.reshape(size_of(before), size_of(group), -1)[:, list(indices)].reshape(-1)
-        if np.array_equal(chosen, whole):
+        if np.array_equal(chosen, every):
             return view
         made = axes_of(len(indices))
         name = self.unique(node.name)
@@ -348,6 +371,7 @@ class ImportState:
         """The axes of the view's tensor; settles the input's as its dimensions stand, or with the
         last one for the channels."""
         if view.tensor not in self._roles:
+            channels_last = channels_last or view.dims[-1] == self.expected_channels
             batch, dims = view.dims[0], view.dims[1:]
             if channels_last:
                 # tf2onnx makes one dimension of batch and time, of which one is 1.
@@ -364,6 +388,16 @@ class ImportState:
     def _settle_input(self, roles: Roles) -> None:
         for tensor in self._like_input:
             self._roles[tensor] = roles
+
+    def with_channels_last(self, graph: onnx.GraphProto) -> ImportState | None:
+        """The same import from its start, of an input whose last axis is its channels; None where
+        it was one of these, or has one axis."""
+        roles, groups = self._roles.get(self.input), self.views[self.input].dims[1:]
+        if len(groups) not in (2, 3) or (roles is not None and roles.channels == groups[-1]):
+            return None
+        other = ImportState(graph, self.name)
+        other.roles(other.nodes[0], other.views[other.input], channels_last=True)
+        return other
 
     def roles_of(self, tensor: str) -> Roles:
         """The axes of a tensor that an operation has made."""
@@ -470,11 +504,13 @@ class ImportState:
             return tuple(part for a in group for part in (parts if a is axis else (a,)))
 
         self._sample_axes = list(divided(tuple(self._sample_axes)))
+        if self.expected_channels is not None:
+            self.expected_channels = divided(self.expected_channels)
         for name, view in self.views.items():
             dims = tuple(divided(group) for group in view.dims)
             self.views[name] = dataclasses.replace(view, dims=dims)
         for name, op in self.ops.items():
-            if isinstance(op, Affine):
+            if isinstance(op, (Affine, Normalization)):
                 self.ops[name] = dataclasses.replace(op, axes=divided(op.axes))
         for name, roles in self._roles.items():
             groups = (roles.channels, roles.height, roles.width)

@@ -236,6 +236,8 @@ def _nearest(node: Node, size: int, length: int, factor: float) -> list[int]:
     match kind:
         case "asymmetric":
             at = x / by
+        case "tf_half_pixel_for_nn":
+            at = (x + 0.5) / by
         case "half_pixel":
             at = (x + 0.5) / by - 0.5
         case "pytorch_half_pixel":
@@ -245,7 +247,7 @@ def _nearest(node: Node, size: int, length: int, factor: float) -> list[int]:
         case _:
             node.refuse(
                 f"attribute coordinate_transformation_mode = {kind}; supported are asymmetric, "
-                "half_pixel, pytorch_half_pixel and align_corners"
+                "half_pixel, pytorch_half_pixel, tf_half_pixel_for_nn and align_corners"
             )
     rounding = node.attributes.get("nearest_mode", "round_prefer_floor")
     rounded = {

@@ -52,7 +52,32 @@ def _add(f: Dual, g: Dual) -> Dual:
 
 
 def _mul(f: Dual, g: Dual) -> Dual:
-    return f[0] * g[0], f[0] * g[1] + f[1] * g[0]
+    # What a comparison leaves out may be infinite there, as exp(x) is.
+    left_out = ((f[0] == 0) & (f[1] == 0)) | ((g[0] == 0) & (g[1] == 0))
+    with np.errstate(invalid="ignore", over="ignore"):
+        value, slope = f[0] * g[0], f[0] * g[1] + f[1] * g[0]
+    return np.where(left_out, 0.0, value), np.where(left_out, 0.0, slope)
+
+
+def _above(f: Dual) -> Dual:
+    """1 where f is above 0, else 0."""
+    return (f[0] > 0).astype(np.float64), np.zeros_like(f[0])
+
+
+def _exp(f: Dual) -> Dual:
+    with np.errstate(over="ignore", invalid="ignore"):
+        value = np.exp(f[0])
+        return value, value * f[1]
+
+
+def _log(f: Dual) -> Dual:
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.log(f[0]), f[1] / f[0]
+
+
+def _reciprocal(f: Dual) -> Dual:
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return 1 / f[0], -f[1] / f[0] ** 2
 
 
 def _power(f: Dual, exponent: int) -> Dual:
@@ -99,15 +124,19 @@ def _elu(f: Dual, alpha: float) -> Dual:
 
 
 KNOWN: Mapping[str, Callable[..., Dual]] = {
+    "above": _above,
     "add": _add,
     "affine": _affine,
     "clip": _clip,
     "coded": _coded,
     "elu": _elu,
     "erf": _erf,
+    "exp": _exp,
     "leaky": _leaky,
+    "log": _log,
     "mul": _mul,
     "power": _power,
+    "reciprocal": _reciprocal,
     "sigmoid": _sigmoid,
     "softplus": _softplus,
     "tanh": _tanh,

@@ -1,4 +1,7 @@
-"""LayerNormalization: each group of neighbouring elements less its mean, by its deviation."""
+"""LayerNormalization: each group of neighbouring elements less its mean, by its deviation.
+
+RMSNormalization is the same without the mean: elements by the root of their mean square.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +37,8 @@ _CODE_MAX = 32767
 
 @dataclass(frozen=True, eq=False)
 class FloatLayerNormalization(Unary):
-    """gain · (x - mean) / sqrt(variance + epsilon) + shift over groups of elements.
+    """gain · (x - mean) / sqrt(variance + epsilon) + shift over groups of elements, or where they
+    aren't ``centred``, gain · x / sqrt(mean square + epsilon) + shift.
 
     A group has as many as ``gain`` and ``shift``, in the order (height, width, channels): the
     channels of a pixel, of a row, or of the whole picture.
@@ -44,6 +48,7 @@ class FloatLayerNormalization(Unary):
     shift: Values
     epsilon: float
     clamp: Clamp = NO_CLAMP
+    centred: bool = True
 
 
 @dataclass(frozen=True)
@@ -53,12 +58,17 @@ class LayerNormalization(Unary):
     gain: tuple[float, ...]
     shift: tuple[float, ...]
     epsilon: float
+    centred: bool = True
 
 
 @dataclass(frozen=True, eq=False)
 class LayerNormalizationArithmetic:
-    """What ``tf_layer_normalization`` holds; arrays have one entry per element of a group."""
+    """What ``tf_layer_normalization`` holds; arrays have one entry per element of a group.
 
+    ``zero`` is the code of which values are less where they aren't less the group's mean.
+    """
+
+    zero: int | None
     lift: int
     bits: int
     epsilon: int
@@ -80,8 +90,9 @@ def layer_normalization_arithmetic(
             f"layer {op.name}: normalizes {count} elements together, more than {LARGEST_GROUP}; "
             "normalize the channels of each pixel, or pool before it"
         )
-    # No standardized value of n is beyond sqrt(n - 1): these many bits behind the point fit 15.
-    bits = 15 - next(power for power in range(8) if 4**power >= count - 1)
+    # No standardized value of n is beyond sqrt(n - 1), or sqrt(n) where the mean stays: these many
+    # bits behind the point fit 15.
+    bits = 15 - next(power for power in range(8) if 4**power >= count - op.centred)
     factors, offsets = np.array(op.gain) / output.scale, np.array(op.shift) / output.scale
     magnitudes, exponent = relative_q15(np.abs(factors))
     shift = bits + 15 - exponent
@@ -95,6 +106,7 @@ def layer_normalization_arithmetic(
         )
     epsilon = op.epsilon * (count / source.scale) ** 2 * 2.0**_VARIANCE_BITS
     return LayerNormalizationArithmetic(
+        zero=None if op.centred else source.zero_point,
         lift=31 - (255 * count).bit_length(),
         bits=bits,
         epsilon=min(round(epsilon), _LARGEST_EPSILON),
@@ -119,15 +131,17 @@ class _Groups:
 def _standardized(by: LayerNormalizationArithmetic, codes: Ints) -> _Groups:
     """``codes`` are (..., n)."""
     count = codes.shape[-1]
-    total = codes.sum(axis=-1, keepdims=True)
-    spread = count * (codes**2).sum(axis=-1, keepdims=True) - total**2
+    if by.zero is not None:
+        codes = codes - by.zero
+    origin = codes.sum(axis=-1, keepdims=True) * (by.zero is None)
+    spread = count * (codes**2).sum(axis=-1, keepdims=True) - origin**2
     variance = np.maximum((spread << _VARIANCE_BITS) + by.epsilon, 1)
     power = (np.array([int(v).bit_length() for v in variance.flat]) - 31) >> 1
     power = power.reshape(variance.shape)
     raised = (variance << np.maximum(-2 * power, 0)) >> np.maximum(2 * power, 0)
     root = np.floor(np.sqrt(raised.astype(np.float64))).astype(np.int64)  # of 32 bits: exact
     factor = (1 << 31) // root
-    distance = (count * codes - total) << by.lift
+    distance = (count * codes - origin) << by.lift
     high = (distance * (factor << 14)) >> 32
     shift = np.clip(power + _shift(by), 1, 30)
     values = (high + (1 << (shift - 1))) >> shift
@@ -145,7 +159,7 @@ def input_errors(by: LayerNormalizationArithmetic, error: Error, codes: Ints) ->
     groups = _standardized(by, codes.reshape(-1, count))
     values = groups.values
     own = round_shift(error.codes.reshape(-1, count) * by.multiplier, 15 - error.headroom)
-    total = own.sum(axis=-1, keepdims=True)
+    total = own.sum(axis=-1, keepdims=True) * (by.zero is None)
     along = round_shift((own * values).sum(axis=-1, keepdims=True), by.bits)
     rest = count * own - total - round_shift(values * along, by.bits)
     # What the largest terms of a group can make: no error need be made twice to find the scale.
@@ -174,7 +188,7 @@ class _LayerNormalizationOperator(Operator[FloatLayerNormalization, LayerNormali
     def evaluate(self, op: FloatLayerNormalization, inputs: Sequence[Values]) -> Values:
         rows = np.moveaxis(inputs[0], 1, -1)
         groups = rows.reshape(len(rows), -1, len(op.gain))
-        centred = groups - groups.mean(axis=-1, keepdims=True)
+        centred = groups - groups.mean(axis=-1, keepdims=True) * op.centred
         variance = (centred**2).mean(axis=-1, keepdims=True)
         made = op.gain * centred / np.sqrt(np.maximum(variance + op.epsilon, 1e-300)) + op.shift
         return activated(np.moveaxis(made.reshape(rows.shape), -1, 1), op.clamp)
@@ -183,7 +197,7 @@ class _LayerNormalizationOperator(Operator[FloatLayerNormalization, LayerNormali
         assembly.add_tensor(op.output)
         gain, shift = tuple(op.gain.tolist()), tuple(op.shift.tolist())
         assembly.ops.append(
-            LayerNormalization(op.name, op.input, op.output, gain, shift, op.epsilon)
+            LayerNormalization(op.name, op.input, op.output, gain, shift, op.epsilon, op.centred)
         )
 
     def forward(self, graph: Graph, op: LayerNormalization, inputs: Sequence[Ints]) -> Ints:
@@ -197,13 +211,15 @@ class _LayerNormalizationOperator(Operator[FloatLayerNormalization, LayerNormali
         self, graph: Graph, op: LayerNormalization, inputs: Sequence[Ints], error: Values
     ) -> list[Values]:
         source, output = graph.tensors[op.input], graph.tensors[op.output]
-        groups = source.scale * inputs[0].reshape(-1, len(op.gain)).astype(np.float64)
-        centred = groups - groups.mean(axis=-1, keepdims=True)
+        codes = inputs[0].reshape(-1, len(op.gain)).astype(np.float64) - source.zero_point
+        groups = source.scale * codes
+        centred = groups - groups.mean(axis=-1, keepdims=True) * op.centred
         deviation = np.sqrt((centred**2).mean(axis=-1, keepdims=True) + op.epsilon)
         values = centred / deviation
         own = error.reshape(groups.shape) * np.array(op.gain) / output.scale
         along = (own * values).mean(axis=-1, keepdims=True)
-        into = (own - own.mean(axis=-1, keepdims=True) - values * along) / deviation
+        common = own.mean(axis=-1, keepdims=True) * op.centred
+        into = (own - common - values * along) / deviation
         return [(into * source.scale).reshape(error.shape)]
 
     def overlap_lead(self, graph: Graph, op: LayerNormalization) -> int:
@@ -230,12 +246,13 @@ class _LayerNormalizationOperator(Operator[FloatLayerNormalization, LayerNormali
 
     def fields(self, graph: Graph, op: LayerNormalization, tables: Mapping[str, str]) -> list[str]:
         by = layer_normalization_arithmetic(graph, op)
-        output = graph.tensors[op.output]
+        source, output = graph.tensors[op.input], graph.tensors[op.output]
         return [
             f"{output.size // len(op.gain)}u, {len(op.gain)},",
             f"{by.lift}, {by.bits}, {by.epsilon}u,",
             f"{tables['multiplier']}, {tables['offset']},",
-            f"{output.zero_point}, {by.drop}, {by.shift}, {by.exponent},",
+            f"{source.zero_point}, {output.zero_point},",
+            f"{by.drop}, {by.shift}, {by.exponent}, {int(op.centred)},",
         ]
 
     def forward_arguments(self, writer: StepWriter, step: Step) -> list[str]:
@@ -248,9 +265,12 @@ class _LayerNormalizationOperator(Operator[FloatLayerNormalization, LayerNormali
     def export(self, writer: ModelWriter, op: LayerNormalization, layer: Layer) -> str:
         by = layer_normalization_arithmetic(writer.graph, op)
         height, width, channels = writer.graph.tensors[op.output].shape
-        rows = layer.node(
-            "Transpose", "rows", layer.wide("input", writer.codes[op.input]), perm=[0, 2, 3, 1]
+        codes = (
+            layer.wide("input", writer.codes[op.input])
+            if by.zero is None
+            else layer.centred("input", writer.codes[op.input], by.zero)
         )
+        rows = layer.node("Transpose", "rows", codes, perm=[0, 2, 3, 1])
         shape = layer.constant("groups.shape", [0, -1, len(op.gain)])
         values = _exported(layer, by, len(op.gain), layer.node("Reshape", "groups", rows, shape))
         products = layer.by("Mul", "scaled", values, by.multiplier)
@@ -279,12 +299,15 @@ def _exported(layer: Layer, by: LayerNormalizationArithmetic, count: int, codes:
     def chosen(step: str, table: list[int], place: str) -> str:
         return layer.node("Gather", step, layer.constant(f"{step}.table", table), place)
 
-    total = summed("sum", codes)
     squares = summed("squares.sum", layer.node("Mul", "squares", codes, codes))
-    spread = layer.node(
-        "Sub", "spread", layer.by("Mul", "squares.all", squares, count),
-        layer.node("Mul", "sum.squared", total, total),
-    )  # fmt: skip
+    spread = layer.by("Mul", "squares.all", squares, count)
+    distance = layer.by("Mul", "codes.lifted", codes, count << by.lift)
+    if by.zero is None:
+        total = summed("sum", codes)
+        squared = layer.node("Mul", "sum.squared", total, total)
+        spread = layer.node("Sub", "spread", spread, squared)
+        origin = layer.by("Mul", "sum.lifted", total, 1 << by.lift)
+        distance = layer.node("Sub", "distance", distance, origin)
     fine = layer.by("Mul", "spread.fine", spread, 1 << _VARIANCE_BITS)
     variance = layer.by("Max", "variance", layer.by("Add", "uncertain", fine, by.epsilon), 1)
     up = counted("small", "Less", [1 << 30 - 2 * step for step in range(16)])
@@ -296,10 +319,6 @@ def _exported(layer: Layer, by: LayerNormalizationArithmetic, count: int, codes:
     root = layer.node("Floor", "root.floor", layer.node("Sqrt", "root.real", real))
     root = layer.wide("root", root)
     factor = layer.node("Div", "factor", layer.constant("factor.of", 1 << 31), root)
-    distance = layer.node(
-        "Sub", "distance", layer.by("Mul", "codes.lifted", codes, count << by.lift),
-        layer.by("Mul", "sum.lifted", total, 1 << by.lift),
-    )  # fmt: skip
     product = layer.node(
         "Mul", "product", distance, layer.by("Mul", "factor.raised", factor, 1 << 14)
     )

@@ -56,7 +56,7 @@ def lookup_arithmetic(graph: Graph, op: Lookup) -> LookupArithmetic:
         values, slopes = evaluated(op.function, x)
     if not (np.isfinite(values).all() and np.isfinite(slopes).all()):
         raise ModelError(
-            f"layer {op.name}: its function overflows between {x[0]:.3g} and {x[-1]:.3g}, the "
+            f"layer {op.name}: its function isn't finite between {x[0]:.3g} and {x[-1]:.3g}, the "
             "range of its input; calibrate with typical inputs"
         )
     # Beyond 2^15 steps it doesn't matter how far.
@@ -129,10 +129,21 @@ def _power(state: ImportState, node: Node) -> None:
     append_function(state, node, ("power", X, int(exponent.reshape(-1)[0])))
 
 
+_FINITE = "ranges of inputs on which it isn't finite"
+
 _HANDLERS: Mapping[str, Handler] = {
     "Abs": _of(lambda node: ("leaky", X, -1.0), "exact to one rounding"),
     "Celu": _of(_celu, "exact to one rounding", "an alpha of 0 or less"),
     "Elu": _of(lambda node: ("elu", X, _number(node, "alpha", 1.0)), "exact to one rounding"),
+    "Exp": _of(lambda node: ("exp", X), "one with what follows, as in Softplus", _FINITE),
+    "Log": _of(lambda node: ("log", X), "one with what comes before", _FINITE),
+    "Reciprocal": _of(
+        lambda node: ("reciprocal", X), "one with what comes before, as in a sigmoid", _FINITE
+    ),
+    "Softsign": _of(
+        lambda node: ("mul", X, ("reciprocal", ("affine", ("leaky", X, -1.0), 1.0, 1.0))),
+        "exact to one rounding",
+    ),
     "Erf": _of(lambda node: ("erf", X), "one with what follows, as in GELU"),
     "Gelu": _of(_gelu, "exact to one rounding, either form"),
     "HardSigmoid": _of(_hard_sigmoid, "exact to one rounding"),

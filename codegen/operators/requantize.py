@@ -14,6 +14,8 @@ from codegen.arithmetic.layers import Multiplier, multiplier, pre_shift_of, rela
 from codegen.graph.floats import Clamp, Values
 from codegen.graph.ir import INT8_MAX, INT8_MIN, Graph, Tensor, Unary
 from codegen.operators.base import Handler, Linear, activated
+from codegen.operators.functions import X
+from codegen.operators.lookup import append_function
 
 if TYPE_CHECKING:
     from codegen.export.integer_model import Layer, ModelWriter
@@ -82,36 +84,34 @@ def _clip(state: ImportState, node: Node) -> None:
         else default
         for index, role, default in ((1, "min", -np.inf), (2, "max", np.inf))
     ]
-    if not limits[0] <= 0.0 <= limits[1] or limits[0] == limits[1]:
-        node.refuse(f"clips to {limits[0]} … {limits[1]}; the range must hold 0 and more than it")
-    _append(state, node, Clamp(*limits))
+    if limits[0] >= limits[1]:
+        node.refuse(f"clips to {limits[0]} … {limits[1]}, which is one number; leave it out")
+    _bound(state, node, Clamp(*limits))
 
 
-def _maximum(state: ImportState, node: Node) -> None:
-    _bound(state, node, Clamp(low=_other_constant(state, node)), "above")
-
-
-def _minimum(state: ImportState, node: Node) -> None:
-    _bound(state, node, Clamp(high=_other_constant(state, node)), "below")
-
-
-def _other_constant(state: ImportState, node: Node) -> float:
-    """The one number that a Max or Min compares with."""
-    constants = [index for index, name in enumerate(node.inputs) if name in state.constants]
-    if len(node.inputs) != 2 or len(constants) != 1:
-        node.refuse("compares tensors; only the comparison with one number is supported")
-    value = state.constant(node, constants[0], "constant")
+def bound_by_number(state: ImportState, node: Node, index: int) -> None:
+    """Max or Min of a tensor and the constant that is input ``index``: one number."""
+    value = state.constant(node, index, "constant")
     if value.size != 1:
         node.refuse(f"compares with {value.size} numbers; only one for all elements is supported")
-    return float(value.reshape(-1)[0])
+    number = float(value.reshape(-1)[0])
+    _bound(state, node, Clamp(low=number) if node.operator == "Max" else Clamp(high=number))
 
 
-def _bound(state: ImportState, node: Node, clamp: Clamp, side: str) -> None:
-    if not clamp.low <= 0.0 <= clamp.high:
-        node.refuse(f"keeps values {side} {clamp.low if side == 'above' else clamp.high:g}; the "
-                    "range that is left must hold 0")  # fmt: skip
+def _bound(state: ImportState, node: Node, clamp: Clamp) -> None:
+    """A clamp; one to a range without 0, which codes of activations must hold, is a table."""
     tensor = next(name for name in node.inputs if name not in state.constants)
-    _append(state, dataclasses.replace(node, inputs=(tensor,)), clamp)
+    node = dataclasses.replace(node, inputs=(tensor,))
+    if clamp.low <= 0.0 <= clamp.high:
+        _append(state, node, clamp)
+        return
+    if state.reads_codes(node):
+        node.refuse(
+            f"keeps codes within real values of {clamp.low:g} … {clamp.high:g}; the range must "
+            "hold 0"
+        )
+    ends = (None if np.isinf(end) else end for end in (clamp.low, clamp.high))
+    append_function(state, node, ("clip", X, *ends))
 
 
 def _append(state: ImportState, node: Node, clamp: Clamp) -> None:
@@ -135,11 +135,7 @@ class _RequantizeOperator(Linear[FloatClamp, Requantize]):
     struct = "tf_requantization"
     handlers: ClassVar[Mapping[str, Handler]] = {
         "Clip": Handler(_clip, "an activation: part of the layer before it where nothing else "
-                        "reads that one", "a range without 0"),
-        "Max": Handler(_maximum, "an activation, of a tensor and one number",
-                       "two tensors; a number above 0"),
-        "Min": Handler(_minimum, "an activation, of a tensor and one number",
-                       "two tensors; a number below 0"),
+                        "reads that one; to a range without 0: a table by code"),
         "Relu": Handler(_relu, "an activation: part of the layer before it where nothing else "
                         "reads that one"),
     }  # fmt: skip

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 from codegen.graph.ir import Conv, DepthwiseConv, Head, TensorOutput, inputs_of
+from codegen.operators.layer_normalization import LayerNormalization
 from codegen.program.steps import Program, Step
 
 
@@ -22,7 +23,8 @@ class Work:
     ``macs``: multiply-accumulates. ``elements``: of the tensors that it reads and writes.
     ``gathered``: codes or errors that are brought together from a window before they are
     multiplied. ``values``: biases and weights that are trained, or, where only a part of a
-    layer's weights is trained, put together from state and flash; weights of depthwise layers.
+    layer's weights is trained, put together from state and flash; weights of depthwise layers;
+    groups that are normalized.
     ``calls``: of the kernel; rows of a chain are one.
     """
 
@@ -76,7 +78,7 @@ RATES: Mapping[str, Rates] = MappingProxyType(
         "cross_entropy": Rates(elements=372.76),
         "depthwise_forward": Rates(macs=0.82, elements=4.63, values=12.28, calls=30271),
         "depthwise_input_gradient": Rates(macs=0.45, elements=8.98, values=17.65, calls=29317.3),
-        "depthwise_weight_update": Rates(macs=0.88, elements=11.45, values=142.28, calls=3711.68),
+        "depthwise_weight_update": Rates(macs=0.29, elements=7.84, values=73.51, calls=6023.07),
         "error_mask": Rates(elements=4.77),
         "error_scale": Rates(elements=3.12, calls=81.37),
         "error_sum": Rates(elements=8.03),
@@ -84,18 +86,18 @@ RATES: Mapping[str, Rates] = MappingProxyType(
         "expand_input_gradient": Rates(elements=10.99, calls=4634.41),
         "gather_forward": Rates(elements=0.66),
         "gather_input_gradient": Rates(elements=2.11),
-        "gru_forward": Rates(macs=2.24, elements=69.3),
-        "gru_input_gradient": Rates(macs=2.91, elements=139.0),
+        "gru_forward": Rates(macs=1.36, elements=40.0),
+        "gru_input_gradient": Rates(macs=1.66, elements=102.7),
         "head_forward": Rates(macs=2.5, elements=32.92, calls=51.74),
         "head_input_gradient": Rates(macs=5, elements=104.45, calls=64.66),
         "head_update": Rates(macs=35.65, calls=1798.71),
         "keep_channels": Rates(elements=5.66),
-        "layer_normalization_forward": Rates(elements=26.4),
-        "layer_normalization_input_gradient": Rates(elements=102.9),
+        "layer_normalization_forward": Rates(elements=14.02, values=194.6),
+        "layer_normalization_input_gradient": Rates(elements=38.5, values=736.0),
         "lookup_forward": Rates(elements=2.25, calls=20.94),
         "lookup_input_gradient": Rates(elements=4.25, calls=92.7),
-        "lstm_forward": Rates(macs=1.77, elements=99.8),
-        "lstm_input_gradient": Rates(macs=2.41, elements=196.9),
+        "lstm_forward": Rates(macs=1.37, elements=44.2),
+        "lstm_input_gradient": Rates(macs=1.59, elements=110.8),
         "max_pool_forward": Rates(elements=16.82, calls=131.89),
         "max_pool_input_gradient": Rates(elements=14.09, calls=115.56),
         "mean_squared_error": Rates(elements=113.22),
@@ -137,6 +139,8 @@ def work_of(program: Program, call: Step) -> Work:
             return Work(elements=output, values=graph.tensors[op.output].shape[-1])
         case "error_sum":
             return Work(elements=source)
+    if isinstance(op, LayerNormalization):
+        return Work(elements=source + output, values=output // len(op.gain))
     if isinstance(op, Conv | DepthwiseConv):
         return _of_convolution(program, call, op, source + output)
     return Work(macs=call.macs, elements=source + output)

@@ -21,13 +21,6 @@
 /* Vectors take the place of DSP instructions. */
 #define TF_DSP_BLOCKS (TF_DSP && !TF_MVE)
 
-/* A core with neither, few registers and little stack. */
-#if !TF_DSP && defined(__ARM_ARCH_PROFILE) && __ARM_ARCH_PROFILE == 'M'
-#define TF_SMALL_CORE 1
-#else
-#define TF_SMALL_CORE 0
-#endif
-
 /* What a forward pass sees. */
 #if TF_MVE
 typedef int8_t tf_column; /* codes: sums have the zero point taken out of them beforehand */

@@ -127,24 +127,6 @@ static __attribute__((noinline)) void sum_wide(const job *job, const int16_t *er
     }
 }
 
-/* What tf_update_weight does where there is no velocity, for weights two places apart. */
-static void move_weights(const job *job, uint32_t at, uint32_t counter, uint32_t count,
-                         const int32_t *changes) {
-    int8_t *weight = &job->trained->weights[at];
-    uint32_t random = job->stream + counter;
-    if (job->trained->fractions == NULL) {
-        for (uint32_t i = 0; i < count; i++, weight += 2) {
-            const int32_t move = tf_round_bounded(changes[i], TF_STEP_BITS, random++);
-            *weight = (int8_t)tf_clamp(*weight + move, -127, 127);
-        }
-        return;
-    }
-    int8_t *fraction = &job->trained->fractions[at];
-    for (uint32_t i = 0; i < count; i++, weight += 2, fraction += 2) {
-        tf_move_state(weight, fraction, tf_round_bounded(changes[i], TF_STATE_BITS, random++));
-    }
-}
-
 /* Weights l … l + lanes - 1 of row o take their steps. */
 static __attribute__((noinline)) void update_row(const job *job, uint32_t o, uint32_t l,
                                                  uint32_t lanes, const int32_t *gradients) {
@@ -158,7 +140,8 @@ static __attribute__((noinline)) void update_row(const job *job, uint32_t o, uin
         for (uint32_t lane = 0; lane < TF_BLOCK_LANES; lane++) {
             changes[lane] = tf_apply_bounded(gradients[lane], step);
         }
-        move_weights(job, at, trained->first_value + value, lanes, changes);
+        tf_move_weights(trained, at, 2u, job->stream + trained->first_value + value, 1u, lanes,
+                        changes);
         return;
     }
     for (uint32_t lane = 0; lane < lanes; lane++) {

@@ -1,11 +1,11 @@
-/* Depthwise convolution, backward.
+/* Depthwise convolution, backward: errors of the input.
  *
  * Input positions fall into as many *phases* per axis as the stride has steps: those of one phase
  * see every stride-th tap only, in reverse, and neighbours of a phase see neighbouring errors. So
  * each phase is a convolution of stride 1 of the errors with its own taps.
  */
+#include "fixed_point.h"
 #include "planes.h"
-#include "weight_update.h"
 
 #ifdef TF_VECTOR
 #include "../vector/ring.h"
@@ -331,137 +331,4 @@ void tf_depthwise_input_gradient(const tf_convolution *layer, const int16_t *err
 #endif
     tf_amend_lowest(out, (uint32_t)layer->in_height * layer->in_width * channels, &job.magnitude);
     set_scale(layer, scale, headroom, job.magnitude, out_scale);
-}
-
-/* Planes of one channel: every input row as stride_width rows of its own, of every stride-th
- * column each, and the errors. */
-typedef struct {
-    const tf_convolution *layer;
-    int16_t *input, *error;
-    uint32_t line, error_line; /* elements */
-} update_planes;
-
-static void gather_channel(const update_planes *planes, const int8_t *input, int32_t channels,
-                           const int16_t *error) {
-    const tf_convolution *layer = planes->layer;
-    const int32_t stride = layer->stride_width;
-    for (int32_t phase = 0; phase < stride; phase++) {
-        /* Element i lies under column i * stride + phase - pad_left. */
-        const int32_t offset = layer->pad_left - phase;
-        const int32_t first = tf_clamp((offset + stride - 1) / stride, 0, (int32_t)planes->line);
-        const int32_t behind = layer->in_width - 1 + offset;
-        const int32_t end =
-            tf_clamp(behind < 0 ? 0 : behind / stride + 1, first, (int32_t)planes->line);
-        const tf_gathering by = {layer->in_height,
-                                 (uint32_t)(end - first),
-                                 (uint32_t)(stride * channels),
-                                 (uint32_t)layer->in_width * (uint32_t)channels,
-                                 1u,
-                                 (uint32_t)stride * planes->line,
-                                 0u};
-        tf_gather_codes(&by, input + (first * stride - offset) * channels, layer->in_zero,
-                        planes->input + (uint32_t)phase * planes->line + (uint32_t)first);
-    }
-    const tf_gathering by = gathering_of_errors(layer, 1u, planes->error_line, 0u);
-    tf_gather_errors(&by, error, planes->error);
-}
-
-/* Gradients of `count` (at most 4) taps of kernel row `row`: columns col, col + stride, … */
-static void tap_gradients(const update_planes *planes, int32_t row, int32_t col, uint32_t count,
-                          int32_t gradients[4]) {
-    const tf_convolution *layer = planes->layer;
-    const int32_t stride = layer->stride_width, rows_stride = layer->stride_height;
-    /* Output rows whose tap lies inside the input. */
-    const int32_t before = layer->pad_top - row;
-    const int32_t first = tf_clamp((before + rows_stride - 1) / rows_stride, 0, layer->out_height);
-    const int32_t reach = layer->in_height - 1 + before;
-    const int32_t end = tf_clamp(reach < 0 ? 0 : reach / rows_stride + 1, first, layer->out_height);
-    const uint32_t in_line = (uint32_t)stride * planes->line;
-    tf_correlation by = {planes->error + (uint32_t)first * planes->error_line,
-                         planes->input + (uint32_t)(first * rows_stride - before) * in_line +
-                             (uint32_t)(col % stride) * planes->line + (uint32_t)(col / stride),
-                         (uint32_t)(end - first),
-                         planes->error_line,
-                         planes->error_line,
-                         (uint32_t)rows_stride * in_line};
-    if (layer->gradient_shift == 0u) {
-        tf_correlate(&by, count, gradients);
-        return;
-    }
-    int64_t totals[4] = {0, 0, 0, 0};
-    const uint32_t width = by.count, rest_of_error = by.error_step - width,
-                   rest_of_plane = by.plane_step - width;
-    by.rows = 1;
-    for (int32_t y = first; y < end; y++) {
-        for (uint32_t left = width; left > 0u; left -= by.count) {
-            by.count = left < TF_PIECE ? left : TF_PIECE;
-            tf_correlate(&by, count, gradients);
-            for (uint32_t i = 0; i < count; i++) {
-                totals[i] += gradients[i];
-            }
-            by.error += by.count;
-            by.plane += by.count;
-        }
-        by.error += rest_of_error;
-        by.plane += rest_of_plane;
-    }
-    for (uint32_t i = 0; i < count; i++) {
-        gradients[i] = (int32_t)tf_round_shift(totals[i], layer->gradient_shift);
-    }
-}
-
-/* Planes of a layer, the errors' first; returns the elements of both. */
-static uint32_t place_update_planes(update_planes *planes, const tf_convolution *layer,
-                                    int16_t *scratch) {
-    const uint32_t stride = layer->stride_width;
-    planes->layer = layer;
-    planes->error_line = tf_even_up(layer->out_width);
-    planes->line = planes->error_line + tf_even_up((layer->kernel_width - 1u) / stride);
-    const uint32_t errors = layer->out_height * planes->error_line;
-    planes->error = scratch;
-    planes->input = scratch == NULL ? NULL : scratch + errors;
-    return errors + layer->in_height * stride * planes->line;
-}
-
-uint32_t tf_depthwise_weight_update_scratch_bytes(const tf_convolution *layer) {
-    update_planes planes;
-    return sizeof(int16_t) * place_update_planes(&planes, layer, NULL);
-}
-
-void tf_depthwise_weight_update(const tf_convolution *layer, const int16_t *error,
-                                const tf_scale *scale, const int8_t *input,
-                                const tf_trained *trained, const tf_update *update,
-                                int16_t *scratch) {
-#ifdef TF_VECTOR
-    if (tf_depthwise_update_in_lanes(layer, error, scale, input, trained, update)) {
-        return;
-    }
-#endif
-    const int32_t exponent = scale->exponent + layer->gradient_shift + tf_weight_bits(trained);
-    const uint32_t stream = tf_update_stream(update);
-    const int32_t stride = layer->stride_width;
-    update_planes planes;
-    memset(scratch, 0, sizeof(int16_t) * place_update_planes(&planes, layer, scratch));
-    for (uint32_t t = 0; t < trained->count; t++) {
-        const uint32_t channel = trained->channels[t];
-        const tf_step step =
-            tf_make_step(layer->weight_gain[channel], update->learning_rate_q20, exponent);
-        gather_channel(&planes, input + tf_place_in_input(trained, t), trained->in_channels,
-                       error + channel);
-        for (int32_t row = 0; row < layer->kernel_height; row++) {
-            for (int32_t phase = 0; phase < stride; phase++) {
-                int32_t left = phase_taps(layer->kernel_width, stride, phase);
-                for (int32_t col = phase; left > 0; left -= 4, col += 4 * stride) {
-                    const int32_t count = left < 4 ? left : 4;
-                    int32_t gradients[4];
-                    tap_gradients(&planes, row, col, (uint32_t)count, gradients);
-                    for (int32_t i = 0; i < count; i++) {
-                        const int32_t tap = row * layer->kernel_width + col + i * stride;
-                        const uint32_t value = (uint32_t)tap * trained->count + t;
-                        tf_update_weight(trained, update, stream, value, value, gradients[i], step);
-                    }
-                }
-            }
-        }
-    }
 }

@@ -98,6 +98,17 @@ static inline int32_t tf_clamp8(int32_t value) {
 #endif
 }
 
+/* To -32768 … 32767. */
+static inline int32_t tf_saturate16(int32_t value) {
+#if defined(__ARM_FEATURE_DSP)
+    int32_t clamped;
+    __asm("ssat %0, #16, %1" : "=r"(clamped) : "r"(value));
+    return clamped;
+#else
+    return tf_clamp(value, -32768, 32767);
+#endif
+}
+
 /* Mean code of `count` codes, halves to even; `sum` is that of the codes less `zero`. */
 static inline int32_t tf_mean_code(int32_t sum, int32_t zero, int32_t count) {
     const int32_t raised = sum + (zero + 128) * count; /* not negative: / floors */

@@ -4,7 +4,7 @@
 /* What a step is computed in. */
 typedef struct {
     int32_t *gates; /* z, r, n */
-    int32_t *inner; /* what the state adds to n before the reset, in Q12; or NULL */
+    int32_t *inner; /* what the state adds to n before the reset, in Q12; may be n's place */
     int16_t *read;  /* r * h, where the reset comes first */
     int16_t *paired;
 } step_room;
@@ -12,32 +12,33 @@ typedef struct {
 static void find_gates(const tf_recurrence *layer, const int8_t *input, const int16_t *h,
                        const step_room *room) {
     const uint32_t units = layer->units;
-    const int16_t *read = h;
-    int32_t *r = room->gates + units, *n = r + units;
-    tf_recurrent_products(layer->recurrent, 2u * units, units, h, room->paired, room->gates);
+    const tf_gates by = tf_gates_of(layer, 0), of_n = tf_gates_of(layer, 2u * units);
+    const int8_t *weights = layer->recurrent + 2u * units * units;
+    int32_t *gates = room->gates, *inner = room->inner;
+    int32_t *r = gates + units, *n = r + units;
+    tf_recurrent_products(layer->recurrent, 2u * units, units, h, room->paired, gates);
     for (uint32_t i = 0; i < 2u * units; i++) {
-        const int32_t state = tf_gate_state(layer, i, room->gates[i]);
-        room->gates[i] = tf_sigmoid(tf_gate_input(layer, input[i]) + state);
+        const int32_t state = tf_gate_state(&by, i, gates[i]);
+        gates[i] = tf_sigmoid(tf_gate_input(&by, input[i]) + state);
     }
+    input += 2u * units;
     if (layer->inner_bias == NULL) {
         for (uint32_t i = 0; i < units; i++) {
             room->read[i] = (int16_t)tf_q15(r[i], h[i]);
         }
-        read = room->read;
+        tf_recurrent_products(weights, units, units, room->read, room->paired, n);
+        for (uint32_t i = 0; i < units; i++) {
+            const int32_t state = tf_gate_state(&of_n, i, n[i]);
+            n[i] = tf_tanh(tf_twice(tf_gate_input(&of_n, input[i]) + state));
+        }
+        return;
     }
-    tf_recurrent_products(layer->recurrent + 2u * units * units, units, units, read, room->paired,
-                          n);
+    tf_recurrent_products(weights, units, units, h, room->paired, n);
     for (uint32_t i = 0; i < units; i++) {
-        const uint32_t row = 2u * units + i;
-        const int32_t bias = layer->inner_bias == NULL ? 0 : layer->inner_bias[i];
-        int32_t state = tf_gate_state(layer, row, n[i] + bias);
-        if (room->inner != NULL) {
-            room->inner[i] = state;
-        }
-        if (layer->inner_bias != NULL) {
-            state = (int32_t)tf_q15_wide(state, r[i]);
-        }
-        n[i] = tf_tanh(tf_twice(tf_gate_input(layer, input[row]) + state));
+        const int32_t state = tf_gate_state(&of_n, i, n[i] + layer->inner_bias[i]);
+        const int32_t reset = (int32_t)tf_q15_wide(state, r[i]);
+        inner[i] = state;
+        n[i] = tf_tanh(tf_twice(tf_gate_input(&of_n, input[i]) + reset));
     }
 }
 
@@ -45,7 +46,7 @@ void tf_gru_forward(const tf_recurrence *layer, const int8_t *input, int8_t *out
                     int32_t *states, int32_t *scratch) {
     const uint32_t units = layer->units;
     int16_t *h = (int16_t *)(scratch + 3u * units), *kept = (int16_t *)states;
-    const step_room room = {scratch, NULL, h + units, h + 2u * units};
+    const step_room room = {scratch, scratch + 2u * units, h + units, h + 2u * units};
     const int32_t *z = room.gates, *n = room.gates + 2u * units;
     tf_mask_writer written = {mask, 0, 0};
     memset(h, 0, units * sizeof *h);

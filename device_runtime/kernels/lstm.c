@@ -4,9 +4,10 @@
 static void find_gates(const tf_recurrence *layer, const int8_t *input, const int16_t *h,
                        int16_t *paired, int32_t *gates) {
     const uint32_t units = layer->units;
+    const tf_gates by = tf_gates_of(layer, 0);
     tf_recurrent_products(layer->recurrent, 4u * units, units, h, paired, gates);
     for (uint32_t i = 0; i < 4u * units; i++) {
-        const int32_t x = tf_gate_input(layer, input[i]) + tf_gate_state(layer, i, gates[i]);
+        const int32_t x = tf_gate_input(&by, input[i]) + tf_gate_state(&by, i, gates[i]);
         gates[i] = i < 3u * units ? tf_sigmoid(x) : tf_tanh(tf_twice(x));
     }
 }
@@ -26,7 +27,7 @@ void tf_lstm_forward(const tf_recurrence *layer, const int8_t *input, int8_t *ou
     const uint32_t units = layer->units;
     int32_t *gates = scratch, *c = gates + 4u * units, *kept_c = states;
     const int32_t *i_gate = gates, *o = i_gate + units, *f = o + units, *g = f + units;
-    int16_t *h = (int16_t *)(c + units), *paired = h + units;
+    int16_t *paired = (int16_t *)(c + units), *h = paired + units;
     int16_t *kept_h = states == NULL ? NULL : (int16_t *)(states + layer->steps * units);
     tf_mask_writer written = {mask, 0, 0};
     memset(c, 0, units * sizeof *c);

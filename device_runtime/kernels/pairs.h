@@ -22,6 +22,13 @@
 #define TF_MVE 0
 #endif
 
+/* A core with neither, few registers and little stack. */
+#if !TF_DSP && defined(__ARM_ARCH_PROFILE) && __ARM_ARCH_PROFILE == 'M'
+#define TF_SMALL_CORE 1
+#else
+#define TF_SMALL_CORE 0
+#endif
+
 static inline uint32_t tf_load32(const void *from) {
     uint32_t word;
     memcpy(&word, from, sizeof word);

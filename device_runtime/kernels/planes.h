@@ -100,16 +100,19 @@ typedef struct {
 void tf_gather_codes(const tf_gathering *by, const int8_t *from, int32_t zero, int16_t *to);
 void tf_gather_errors(const tf_gathering *by, const int16_t *from, int16_t *to);
 
-/* Rows of errors and the rows of a plane that they are multiplied with. */
+/* Rows of errors and the rows of a plane that they are multiplied with. Assembler knows the order of
+ * these. */
 typedef struct {
-    const int16_t *error, *plane;
-    uint32_t rows, count;            /* elements of a row: even */
-    uint32_t error_step, plane_step; /* elements from one row to the next */
+    const int16_t *error, *plane; /* at words */
+    const int16_t *end;           /* of the errors, whose rows follow each other without a gap */
+    uint32_t row_bytes;           /* of errors: a whole number of words */
+    uint32_t rest_bytes;          /* of a row of the plane behind them, words too */
 } tf_correlation;
 
-/* sums[i] = the product of the errors and of the plane from its element i on; i < taps <= 4.
- * Errors are aligned to words, the plane need not be. */
-void tf_correlate(const tf_correlation *by, uint32_t taps, int32_t sums[4]);
+#define TF_TAPS_AT_ONCE 5u
+
+/* sums[i] = the product of the errors and of the plane from its element i on; i < taps. */
+void tf_correlate(const tf_correlation *by, uint32_t taps, int32_t *sums);
 
 /* Output rows of this width whose sums are made before they are stored. */
 static inline uint32_t tf_rows_at_once(uint32_t width) {

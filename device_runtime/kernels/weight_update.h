@@ -113,6 +113,26 @@ static inline void tf_move_state(int8_t *weight, int8_t *fraction, int32_t move)
     *fraction = (int8_t)(state - rounded * 256);
 }
 
+/* What tf_update_weight does with bounded changes where there is no velocity: to `count` weights,
+ * `step` places apart from `at` on. Their random bits are those of counters `counter_step` apart. */
+static inline void tf_move_weights(const tf_trained *trained, uint32_t at, uint32_t step,
+                                   uint32_t random, uint32_t counter_step, uint32_t count,
+                                   const int32_t *changes) {
+    int8_t *weight = &trained->weights[at];
+    if (trained->fractions == NULL) {
+        for (uint32_t i = 0; i < count; i++, weight += step, random += counter_step) {
+            const int32_t move = tf_round_bounded(changes[i], TF_STEP_BITS, random);
+            *weight = (int8_t)tf_clamp(*weight + move, -127, 127);
+        }
+        return;
+    }
+    int8_t *fraction = &trained->fractions[at];
+    for (uint32_t i = 0; i < count; i++, random += counter_step) {
+        tf_move_state(weight, fraction, tf_round_bounded(changes[i], TF_STATE_BITS, random));
+        weight += step, fraction += step;
+    }
+}
+
 /* The weight at place `at` of the state, which is value `value` of its tensor's in the delta. */
 static inline void tf_update_weight(const tf_trained *trained, const tf_update *update,
                                     uint32_t stream, uint32_t at, uint32_t value, int32_t gradient,

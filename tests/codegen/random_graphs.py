@@ -197,13 +197,15 @@ class _Network:
         self.rng = rng
 
     def normalize(self, name: str) -> None:
-        """Pixels by themselves, or the whole picture."""
+        """Pixels by themselves, or the whole picture; with their mean or less it."""
         channels, height, width = shape = self.shapes[self.last]
         count = channels if self.rng.random() < 0.7 else channels * height * width
         gain, shift = self.rng.normal(1, 0.5, count), self.rng.normal(0, 0.3, count)
         clamp = RELU6 if self.rng.random() < 0.4 else Clamp()
         epsilon = float(self.rng.choice([1e-6, 1e-3]))
-        op = FloatLayerNormalization(name, self.last, f"{name}.y", gain, shift, epsilon, clamp)
+        centred = bool(self.rng.random() < 0.6)
+        ends = (name, self.last, f"{name}.y")
+        op = FloatLayerNormalization(*ends, gain, shift, epsilon, clamp, centred)
         self._append(op, shape)
 
     def gate(self, name: str) -> None:

@@ -47,7 +47,8 @@ def real_output(graph: ir.Graph, op: ir.Op, inputs: Sequence[Values]) -> Values:
             return _rounded(factor * inputs[0] + shift, graph.tensors[op.output])
         case LayerNormalization():
             gain, shift = np.array(op.gain), np.array(op.shift)
-            real = FloatLayerNormalization(op.name, op.input, op.output, gain, shift, op.epsilon)
+            ends = (op.name, op.input, op.output)
+            real = FloatLayerNormalization(*ends, gain, shift, op.epsilon, centred=op.centred)
             return _rounded(LAYER_NORMALIZATION.evaluate(real, inputs), graph.tensors[op.output])
         case ir.Head():
             flat = inputs[0].transpose(0, 2, 3, 1).reshape(len(inputs[0]), -1)

@@ -19,7 +19,9 @@ USUAL = ["fire_dynamo", "inertial_script", "autoencoder_dynamo", "ds_cnn_flat_sc
 OTHERS = ["efficientnet_script", "shufflenet_v2_dynamo", "matchbox_script", "bc_resnet_dynamo",
           "ds_cnn_script", "resnet8_dynamo", "convmixer_script", "ghostnet_dynamo",
           "mobileone_dynamo", "convnext_dynamo", "sequence_script", "stacked_lstm_script",
-          "both_directions_dynamo", "keras_signals", "keras_lstm", "sklearn_digits"]  # fmt: skip
+          "both_directions_dynamo", "keras_signals", "keras_lstm", "keras_gru_both",
+          "keras_unrolled", "keras_signal_autoencoder", "keras_upsampled",
+          "sklearn_digits"]  # fmt: skip
 QUANTIZED = ["mobilenet_v3_dynamo", "keras_pictures"]
 
 

@@ -140,19 +140,21 @@ typedef struct {
 } tf_scaling;
 
 /* Groups of `count` (at most 2^14) elements that lie one behind the other, each less its mean and by
- * its deviation, then by constants: output code = ((value * multiplier >> drop) + offset), rounded,
- * >> shift, where a standardized value has `bits` behind the point. */
+ * its deviation, or where they aren't `centred` by the root of its mean square, then by constants:
+ * output code = ((value * multiplier >> drop) + offset), rounded, >> shift, where a standardized value
+ * has `bits` behind the point. */
 typedef struct {
     uint32_t groups;
     uint16_t count;
-    uint8_t lift; /* by which count times a code, less their sum, may go left */
+    uint8_t lift; /* by which count times a code, less their sum or zero, may go left */
     uint8_t bits;
     uint64_t epsilon;          /* in steps of the input times count, squared, times 2^16 */
     const int16_t *multiplier; /* count of them, Q15, relative to 2^exponent */
     const int32_t *offset;     /* count of them, at most 2^29 */
-    int16_t out_zero;
+    int16_t in_zero, out_zero;
     uint8_t drop, shift;
     int8_t exponent;
+    uint8_t centred;
 } tf_layer_normalization;
 
 /* Elementwise product; `b` may be a smaller tensor. */

@@ -49,7 +49,7 @@ def test_channels_are_reduced_without_their_dimension() -> None:
     assert_agrees(with_head(nodes, {**constants, "w": normal(6, 1, 3, 3)}, "end", 6))
 
 
-@pytest.mark.parametrize("operator", ["ReduceMean", "ReduceMax"])
+@pytest.mark.parametrize("operator", ["ReduceMean", "ReduceMax", "ReduceMin"])
 def test_channels_and_rows_are_reduced_together(operator: str) -> None:
     stem, weights = conv("x", "stem", 3, 6)
     nodes = [stem, node(operator, "stem", "r", axes=[1, 2]), node("Conv", "r w", "end")]

@@ -70,6 +70,42 @@ SPELLINGS: dict[str, list[Line]] = {
     "mish of old pytorch": [
         ("Softplus", ["y"], "b", {}), ("Tanh", ["b"], "c", {}), ("Mul", ["y", "c"], "a", {}),
     ],
+    "softplus by a choice": [  # as PyTorch's, of whose opset it is none
+        ("Greater", ["y", "six"], "b", {}), ("Exp", ["y"], "c", {}), ("Add", ["c", "one"], "d", {}),
+        ("Log", ["d"], "e", {}), ("Where", ["b", "y", "e"], "a", {}),
+    ],
+    "elu by a choice": [
+        ("Exp", ["y"], "b", {}), ("Sub", ["b", "one"], "c", {}), ("Mul", ["c", "half"], "d", {}),
+        ("LessOrEqual", ["y", "zero"], "e", {}), ("Where", ["e", "d", "y"], "a", {}),
+    ],
+    "selu of tf2onnx": [  # a choice by casts and products
+        ("Greater", ["y", "zero"], "b", {}), ("Not", ["b"], "c", {}),
+        ("Cast", ["b"], "p", {"to": TensorProto.FLOAT}),
+        ("Cast", ["c"], "q", {"to": TensorProto.FLOAT}), ("Elu", ["y"], "d", {}),
+        ("Mul", ["d", "root"], "e", {}), ("Mul", ["y", "p"], "f", {}), ("Mul", ["e", "q"], "g", {}),
+        ("Add", ["f", "g"], "h", {}), ("Mul", ["h", "line"], "a", {}),
+    ],
+    "leaky by a choice": [
+        ("Mul", ["y", "slope"], "b", {}), ("Less", ["zero", "y"], "c", {}),
+        ("Where", ["c", "y", "b"], "a", {}),
+    ],
+    "hard shrink": [
+        ("Abs", ["y"], "b", {}), ("GreaterOrEqual", ["half", "b"], "c", {}),
+        ("Where", ["c", "zero", "y"], "a", {}),
+    ],
+    "between": [
+        ("Less", ["y", "one"], "b", {}), ("Greater", ["y", "zero"], "c", {}),
+        ("And", ["b", "c"], "d", {}), ("Where", ["d", "y", "half"], "a", {}),
+    ],
+    "sigmoid by its exponential": [
+        ("Neg", ["y"], "b", {}), ("Exp", ["b"], "c", {}), ("Add", ["c", "one"], "d", {}),
+        ("Div", ["one", "d"], "a", {}),
+    ],
+    "gaussian": [("Mul", ["y", "y"], "b", {}), ("Neg", ["b"], "c", {}), ("Exp", ["c"], "a", {})],
+    "softsign": one("Softsign"),
+    "a range without 0": [("Clip", ["y", "half", "three"], "a", {})],
+    "no less than a half": [("Max", ["y", "half"], "a", {})],
+    "shrunk": [("Tanh", ["y"], "b", {}), ("Sub", ["y", "b"], "a", {})],
     "a square": [("Mul", ["y", "y"], "a", {})],
     "relu of a sigmoid": [("Sigmoid", ["y"], "s", {}), ("Relu", ["s"], "a", {})],
 }  # fmt: skip
@@ -134,7 +170,8 @@ def test_quantized_models_keep_the_codes_of_every_step(name: str, tmp_path: Path
 
 def test_what_else_reads_a_part_of_an_activation_still_can() -> None:
     lines: list[Line] = [
-        ("Sigmoid", ["y"], "s", {}), ("Mul", ["y", "s"], "b", {}), ("Add", ["b", "s"], "a", {}),
+        ("Sigmoid", ["y"], "s", {}), ("Mul", ["y", "s"], "b", {}),
+        ("Mul", ["other", "s"], "c", {}), ("Add", ["b", "c"], "a", {}),
     ]  # fmt: skip
     proto = model(lines)
     graph = import_proto(proto)
@@ -142,6 +179,23 @@ def test_what_else_reads_a_part_of_an_activation_still_can() -> None:
     x = np.random.default_rng(1).normal(size=(2, 3, 6, 5)).astype(np.float32)
     logits = evaluate(graph, x)[graph.head.output]
     np.testing.assert_allclose(logits, run(proto, x)[0], rtol=1e-4, atol=1e-4)
+
+
+def test_what_tf2onnx_leaves_of_keras_gelu_is_refused_with_a_remedy_that_works() -> None:
+    with pytest.raises(ModelError, match=r"'Erfc_a' \(Erfc\): .*use gelu with approximate=True"):
+        import_proto(model(one("Erfc")))
+    import_proto(model(SPELLINGS["tanh gelu of pytorch"]))
+    with pytest.raises(ModelError, match=r"\(TensorListStack\): .* the exporter has left it"):
+        import_proto(model(one("TensorListStack")))
+
+
+@pytest.mark.parametrize("operator", ["Max", "Min"])
+def test_the_larger_or_smaller_of_tensors_is_made_of_sums(operator: str) -> None:
+    lines = [("Tanh", ["y"], "b", {}), (operator, ["b", "other", "half"], "a", {})]
+    x = np.random.default_rng(1).normal(size=(2, 3, 6, 5)).astype(np.float32)
+    graph = import_proto(model(lines))
+    logits = evaluate(graph, x)[graph.head.output]
+    np.testing.assert_allclose(logits, run(model(lines), x)[0], rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(

@@ -299,8 +299,8 @@ CONV = helper.make_node("Conv", ["x", "w"], ["y"], "conv")
          "'widen'.*axis 4 of 4"),
         (with_head([CONV, helper.make_node("ReduceMean", ["y"], ["r"], "squash")], {"w": W}, "r",
                    4), "'squash'.*the batch as well; name height and width"),
-        (with_head([CONV, helper.make_node("Clip", ["y", "one"], ["r"], "high")],
-                   {"w": W, "one": np.array(1, np.float32)}, "r", 4), "'high'.*must hold 0"),
+        (with_head([CONV, helper.make_node("Clip", ["y", "one", "one"], ["r"], "flat")],
+                   {"w": W, "one": np.array(1, np.float32)}, "r", 4), "'flat'.*leave it out"),
         (with_head([CONV, helper.make_node("ReduceSum", ["y"], ["r"], "sum")], {"w": W}, "r", 4),
          r"'sum' \(ReduceSum\).*the batch as well; name height and width"),
         (with_head([CONV], {"w": np.full_like(W, np.nan)}, "y", 4), "'conv'.*NaN"),
@@ -411,25 +411,6 @@ def test_constants_cast_to_the_type_of_an_activation_keep_their_values() -> None
     ]
     proto = with_head(nodes, {"w": normal(4, 3, 2, 2), "one": np.array(1)}, "y", 4)
     assert_equals_onnxruntime(proto)
-
-
-def test_control_flow_is_refused_with_the_remedy() -> None:
-    branch = helper.make_graph(
-        [helper.make_node("Identity", ["x"], ["same"])], "branch", [],
-        [helper.make_tensor_value_info("same", TensorProto.FLOAT, [None])],
-    )  # fmt: skip
-    choice = helper.make_node(
-        "If", ["yes"], ["y"], "choice", then_branch=branch, else_branch=branch
-    )
-    with pytest.raises(ModelError, match=r"'choice' \(If\).*without control flow"):
-        import_proto(with_head([choice], {"yes": np.array(True)}, "y", 3))
-    # Not what decides about it, which would go with it.
-    deciding = [
-        helper.make_node("ReduceSum", ["x"], ["sum"], "sum", keepdims=0),
-        helper.make_node("Cast", ["sum"], ["yes"], "decide", to=TensorProto.BOOL),
-    ]
-    with pytest.raises(ModelError, match=r"'choice' \(If\).*without control flow"):
-        import_proto(with_head([*deciding, choice], {}, "y", 3))
 
 
 def test_a_product_of_two_activations_is_called_so() -> None:

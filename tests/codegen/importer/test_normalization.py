@@ -22,6 +22,7 @@ from tests.codegen.onnxruntime_oracle import agreement, outputs, quantize_file
 
 Nodes = list[onnx.NodeProto]
 SPELLINGS = ("one", "torch", "products", "reciprocal", "keras", "offset", "bare")
+ROOT_SPELLINGS = ("one", "torch", "llama", "divided", "together")
 
 
 def spelled(kind: str, axis: int, source: str = "y", to: str = "n") -> tuple[Nodes, Constants]:
@@ -62,16 +63,45 @@ def spelled(kind: str, axis: int, source: str = "y", to: str = "n") -> tuple[Nod
     return [*nodes, *end[kind]], constants
 
 
-def signal(kind: str) -> onnx.ModelProto:
+def spelled_root(kind: str, axis: int) -> tuple[Nodes, Constants]:
+    """The same by the root of the mean square, with the mean left in."""
+    _, constants = spelled("one", axis)
+    if kind == "one":
+        return [node("RMSNormalization", "y gain", "n", axis=axis, epsilon=1e-3)], constants
+    square = node("Mul", "y y", "s") if kind == "divided" else node("Pow", "y two", "s")
+    nodes = [
+        square,
+        node("ReduceMean", "s", "v", axes=[axis]),
+        node("Add", "v eps", "e"),
+        node("Sqrt", "e", "d"),
+    ]
+    inverse = node("Reciprocal", "d", "r")
+    end = {
+        "torch": [inverse, node("Mul", "y r", "z"), node("Mul", "z gain", "n")],
+        "llama": [node("Div", "one d", "r"), node("Mul", "r y", "z"), node("Mul", "gain z", "n")],
+        "divided": [node("Div", "y d", "z"), node("Mul", "z gain", "n")],
+        "together": [inverse, node("Mul", "r gain", "g"), node("Mul", "y g", "n")],
+    }  # fmt: skip
+    return [*nodes, *end[kind]], constants
+
+
+def signal(kind: str, *, centred: bool = True) -> onnx.ModelProto:
     """Of a sequence (length, features), whose features are normalized."""
-    nodes, constants = spelled(kind, -1)
+    nodes, constants = spelled(kind, -1) if centred else spelled_root(kind, -1)
     ends = [
         node("ReduceMean", "n", "mean", axes=[1], keepdims=0),
         node("Gemm", "mean hw", "logits"),
     ]
     weights = {"w": normal(4, 6), "hw": normal(6, 4)}
+    opset = 23 if nodes[0].op_type == "RMSNormalization" else 17
+    if opset == 23:
+        ends[0] = node("ReduceMean", "n one_axis", "mean", keepdims=0)
+        weights["one_axis"] = ints(1)
     return model(
-        [node("MatMul", "x w", "y"), *nodes, *ends], constants | weights, shape=("batch", 9, 4)
+        [node("MatMul", "x w", "y"), *nodes, *ends],
+        constants | weights,
+        shape=("batch", 9, 4),
+        opset=opset,
     )
 
 
@@ -111,6 +141,40 @@ def test_a_normalization_of_a_pictures_channels_is_one_operation_as_well(kind: s
     assert len(graph.ops) == 4
 
 
+@pytest.mark.parametrize("kind", ROOT_SPELLINGS)
+def test_a_normalization_by_the_root_of_the_mean_square_is_one_operation(kind: str) -> None:
+    graph = assert_agrees(signal(kind, centred=False))
+    (op,) = normalizations(graph)
+    assert not op.centred
+    assert len(op.gain) == 6
+    assert len(graph.ops) == 4
+
+
+@pytest.mark.parametrize("kind", ROOT_SPELLINGS[1:])
+def test_a_pictures_channels_are_divided_by_their_root_mean_square_as_well(kind: str) -> None:
+    stem, weights = conv("x", "y", 3, 6)
+    nodes, constants = spelled_root(kind, 1)
+    graph = assert_agrees(with_head([stem, *nodes], constants | weights, "n", 6))
+    assert [op.centred for op in normalizations(graph)] == [False]
+    assert len(graph.ops) == 4
+
+
+def test_a_scale_that_is_repeated_for_each_group_is_one_for_all() -> None:
+    """As PyTorch writes an RMSNorm without weight: ones in the shape of the tensor."""
+    proto = signal("one", centred=False)
+    (scale,) = (entry for entry in proto.graph.initializer if entry.name == "gain")
+    ones = np.ones((1, 9, 6), np.float32)
+    scale.CopyFrom(onnx.numpy_helper.from_array(ones, "gain"))
+    (op,) = normalizations(assert_agrees(proto))
+    assert np.array_equal(op.gain, np.ones(6))
+    ones[0, 4, 2] = 2.0
+    scale.CopyFrom(onnx.numpy_helper.from_array(ones, "gain"))
+    with pytest.raises(
+        ModelError, match=r"\(RMSNormalization\): its constant of shape \[1, 9, 6\]"
+    ):
+        import_proto(proto)
+
+
 def whole(operator: str, **attributes: object) -> onnx.ModelProto:
     """A picture of 6 by 7 by 6 that is normalized as a whole, if that is what ``operator`` does."""
     stem, weights = conv("x", "y", 3, 6)
@@ -119,7 +183,7 @@ def whole(operator: str, **attributes: object) -> onnx.ModelProto:
     constants = {"gain": normal(*shape, seed=1) + 1, "bias": normal(*shape, seed=2)}
     if operator != "InstanceNormalization":
         nodes = [node(operator, "y gain bias", "n", **attributes)]
-        return with_head([stem, *nodes], constants | weights, "n", 6)
+        return with_head([stem, *nodes], constants | weights, "n", 6, opset=21)
     nodes = [
         node("Reshape", "y long", "f"),
         node("InstanceNormalization", "f ones zeros", "z"),
@@ -137,44 +201,135 @@ def whole(operator: str, **attributes: object) -> onnx.ModelProto:
 
 @pytest.mark.parametrize(
     ("operator", "attributes"),
-    [("LayerNormalization", {"axis": 1}), ("InstanceNormalization", {"num_groups": 1})],
+    [
+        ("LayerNormalization", {"axis": 1}),
+        ("InstanceNormalization", {"num_groups": 1}),
+        ("GroupNormalization", {"num_groups": 1}),
+    ],
 )
 def test_a_whole_picture_is_normalized(operator: str, attributes: dict[str, object]) -> None:
     graph = assert_agrees(whole(operator, **attributes))
     assert [len(op.gain) for op in normalizations(graph)] == [252]
 
 
-def test_a_group_normalization_of_one_group_is_that_of_the_whole_picture() -> None:
+def first(operator: str, **attributes: object) -> onnx.ModelProto:
+    """The same, of the model's input; a convolution reads what is normalized."""
+    stem, weights = conv("n", "y", 3, 6)
+    shape = (3, 7, 6) if operator == "LayerNormalization" else (3,)
+    constants = {"gain": normal(*shape, seed=1) + 1, "bias": normal(*shape, seed=2)}
+    if operator != "InstanceNormalization":
+        nodes = [node(operator, "x gain bias", "n", **attributes)]
+        return with_head([*nodes, stem], constants | weights, "y", 6, opset=21)
+    nodes = [
+        node("Reshape", "x long", "f"),
+        node("InstanceNormalization", "f one zero", "z"),
+        node("Reshape", "z deep", "zz"),
+        node("Mul", "zz gain", "zg"),
+        node("Add", "zg bias", "n"),
+    ]
+    more = {
+        "long": ints(0, 1, -1), "deep": ints(0, 3, 7, 6), "one": np.ones(1, np.float32),
+        "zero": np.zeros(1, np.float32),
+        **{name: values.reshape(3, 1, 1) for name, values in constants.items()},
+    }  # fmt: skip
+    return with_head([*nodes, stem], more | weights, "y", 6)
+
+
+@pytest.mark.parametrize(
+    ("operator", "attributes"),
+    [
+        ("LayerNormalization", {"axis": 1}),
+        ("InstanceNormalization", {}),
+        ("GroupNormalization", {"num_groups": 1}),
+    ],
+)
+def test_the_input_is_normalized_before_anything_says_what_its_axes_are(
+    operator: str, attributes: dict[str, object]
+) -> None:
+    graph = assert_agrees(first(operator, **attributes))
+    assert [len(op.gain) for op in normalizations(graph)] == [126]
+    assert len(graph.ops) == 4
+
+
+def test_an_input_with_its_channels_last_is_normalized_as_a_whole() -> None:
+    stem, weights = conv("t", "y", 3, 6)
+    constants = {"gain": normal(7, 6, 3, seed=1) + 1, "bias": normal(7, 6, 3, seed=2)}
+    nodes = [
+        node("LayerNormalization", "x gain bias", "n", axis=1),
+        node("Transpose", "n", "t", perm=[0, 3, 1, 2]),
+    ]
+    proto = with_head([*nodes, stem], constants | weights, "y", 6, shape=("batch", 7, 6, 3))
+    assert [len(op.gain) for op in normalizations(assert_agrees(proto))] == [126]
+
+
+def test_the_last_dimension_of_the_input_that_is_normalized_is_its_channels() -> None:
+    """Nothing but the normalization says so: (time, features), of which the mean over time."""
+    nodes, constants = spelled("one", -1, "x")
+    nodes += [
+        node("ReduceMean", "n", "mean", axes=[1], keepdims=0),
+        node("Gemm", "mean hw", "logits"),
+    ]
+    proto = model(nodes, constants | {"hw": normal(6, 4)}, shape=("batch", 9, 6))
+    assert_agrees(proto)
+
+
+def test_rows_of_the_input_are_refused_by_what_normalizes_them() -> None:
+    """The convolution behind says that the last dimension isn't the channels."""
+    stem, weights = conv("n", "y", 3, 6)
+    gains = {"gain": normal(6), "bias": normal(6)}
+    row = node("LayerNormalization", "x gain bias", "n", axis=-1)
+    with pytest.raises(ModelError, match=r"'n' \(LayerN.*last dimension .* behind the first layer"):
+        import_proto(with_head([row, stem], weights | gains, "y", 6))
     stem, weights = conv("x", "y", 3, 6)
-    nodes = [stem, node("GroupNormalization", "y gain bias", "n", num_groups=1)]
-    constants = {"gain": normal(6, seed=1) + 1, "bias": normal(6, seed=2)}
-    proto = with_head(nodes, constants | weights, "n", 6, opset=21)
-    assert [len(op.gain) for op in normalizations(assert_agrees(proto))] == [252]
+    row = node("LayerNormalization", "y gain bias", "n", axis=-1)
+    assert_agrees(with_head([stem, row], weights | gains, "n", 6))
 
 
 @pytest.mark.parametrize("groups", [2, 3, 6])
-def test_groups_of_channels_are_refused_and_one_group_is_not(groups: int) -> None:
-    with pytest.raises(
-        ModelError,
-        match=rf"'z' \(InstanceNormalization\): normalizes {groups} channels by themselves; "
-        r"use BatchNormalization, or .* \(LayerNormalization, GroupNormalization of one group\)",
-    ):
-        import_proto(whole("InstanceNormalization", num_groups=groups))
-    assert_agrees(whole("InstanceNormalization", num_groups=1))
+@pytest.mark.parametrize("operator", ["InstanceNormalization", "GroupNormalization"])
+def test_groups_of_channels_are_normalized_behind_a_transpose(operator: str, groups: int) -> None:
+    graph = assert_agrees(whole(operator, num_groups=groups))
+    assert [len(op.gain) for op in normalizations(graph)] == [252 // groups]
 
 
-def test_rows_of_one_channel_are_refused_by_name_and_their_channels_are_not() -> None:
+@pytest.mark.parametrize(("axis", "count"), [(-1, 6), (2, 42)])
+def test_rows_and_pixels_of_each_channel_are_normalized_behind_a_transpose(
+    axis: int, count: int
+) -> None:
     stem, weights = conv("x", "y", 3, 6)
-    weights |= {"gain": normal(6), "bias": normal(6)}
-    row = node("LayerNormalization", "y gain bias", "n", axis=-1)
-    with pytest.raises(ModelError, match=r"'n' \(Lay.*dimensions \[3\] .* \(LayerNormalization"):
-        import_proto(with_head([stem, row], weights, "n", 6))
+    shape = (6,) if axis == -1 else (7, 6)
+    weights |= {"gain": normal(*shape, seed=1) + 1, "bias": normal(*shape, seed=2)}
+    each = node("LayerNormalization", "y gain bias", "n", axis=axis)
+    graph = assert_agrees(with_head([stem, each], weights, "n", 6))
+    assert [len(op.gain) for op in normalizations(graph)] == [count]
+
+
+def test_the_pixels_of_the_inputs_channels_are_normalized() -> None:
+    stem, weights = conv("n", "y", 3, 6)
+    weights |= {"gain": normal(3, seed=1) + 1, "bias": normal(3, seed=2)}
+    each = node("InstanceNormalization", "x gain bias", "n")
+    graph = assert_agrees(with_head([each, stem], weights, "y", 6))
+    assert [len(op.gain) for op in normalizations(graph)] == [42]
+
+
+def test_features_are_normalized_in_groups() -> None:
+    """What a matrix makes has no pixels between the channels of a group; constants stand behind.
+
+    Before opset 21 the node had other constants: the way out is a later one.
+    """
     nodes = [
-        node("Transpose", "y", "last", perm=[0, 2, 3, 1]),
-        node("LayerNormalization", "last gain bias", "normal", axis=-1),
-        node("Transpose", "normal", "n", perm=[0, 3, 1, 2]),
+        node("Gemm", "x w", "y"),
+        node("GroupNormalization", "y gain bias", "n", num_groups=3),
+        node("Gemm", "n hw", "logits"),
     ]
-    assert_agrees(with_head([stem, *nodes], weights, "n", 6))
+    constants = {
+        "gain": normal(12, seed=1) + 1, "bias": normal(12, seed=2),
+        "w": normal(9, 12), "hw": normal(12, 4),
+    }  # fmt: skip
+    with pytest.raises(ModelError, match=r"GroupNormalization.*again with a later opset \(21\)"):
+        import_proto(model(nodes, constants, shape=("batch", 9), opset=18))
+    graph = assert_agrees(model(nodes, constants, shape=("batch", 9), opset=21))
+    assert [len(op.gain) for op in normalizations(graph)] == [4]
 
 
 def test_a_dimension_that_is_not_there_is_refused() -> None:
@@ -185,14 +340,13 @@ def test_a_dimension_that_is_not_there_is_refused() -> None:
         import_proto(with_head([stem, normal_of_5], weights, "n", 6))
 
 
-def test_what_is_less_the_mean_of_another_tensor_is_no_normalization() -> None:
+def test_what_is_less_the_mean_of_another_tensor_keeps_a_mean_of_its_own() -> None:
     nodes, constants = spelled("torch", 1)
     nodes[0] = node("ReduceMean", "other", "m", axes=[1])
     stem, weights = conv("x", "y", 3, 6)
     other, more = conv("x", "other", 3, 6)
-    proto = with_head([stem, other, *nodes], constants | weights | more, "n", 6)
-    with pytest.raises(ModelError, match=r"node .*; "):
-        import_proto(proto)
+    graph = assert_agrees(with_head([stem, other, *nodes], constants | weights | more, "n", 6))
+    assert [op.centred for op in normalizations(graph)] == [False]
 
 
 @pytest.mark.parametrize("place", [0, 3])
@@ -218,7 +372,7 @@ def test_a_quantized_normalization_keeps_its_codes(tmp_path: Path) -> None:
     for path in (one, many):
         onnx.save(signal(path.stem), path)
         quantize_file(path, path, x[:60])
-    with pytest.raises(ModelError, match=r"'d' \(Sqrt\).*one node \(opset 17 or later\)"):
+    with pytest.raises(ModelError, match=r"'d' \(Sqrt\).*one node \(opset 17 or later, or"):
         import_model(many, loss="cross-entropy")
     graph = import_model(one, loss="cross-entropy")
     assert len(normalizations(graph)) == 1

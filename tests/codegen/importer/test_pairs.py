@@ -11,8 +11,10 @@ from codegen.errors import ModelError
 from codegen.importer.model import import_proto
 from codegen.operators.add import FloatAdd
 from codegen.operators.expand import Expand
+from codegen.operators.gather import Gather
 from codegen.operators.lookup import Lookup
 from codegen.operators.product import FloatProduct
+from codegen.operators.rearrange import Rearrange
 from tests.codegen.importer.test_model import assert_equals_onnxruntime, normal, with_head
 from tests.codegen.importer.test_selections import conv, ints, node
 from tests.codegen.int8_network import int8_outputs
@@ -78,6 +80,42 @@ def test_repeats_evaluate_as_onnxruntime_does(operator: str) -> None:
         nodes = [stem, node("Tile", "stem by", "twice")]
         by = ints(1, 2, 1, 3)
         assert_equals_onnxruntime(with_head(nodes, {**weights, "by": by}, "twice", 12))
+
+
+REPEATS: dict[str, tuple[str, list[int], list[int], list[int]]] = {
+    # operator, of the shape it sees, its shape or counts, and what is made of it
+    "rows": ("Tile", [-1, 6, 7, 1, 6], [1, 1, 1, 2, 1], [-1, 6, 14, 6]),
+    "columns": ("Tile", [-1, 6, 7, 6, 1], [1, 1, 1, 1, 3], [-1, 6, 7, 18]),
+    "both": ("Expand", [-1, 6, 7, 1, 6, 1], [1, 6, 7, 2, 6, 3], [-1, 6, 14, 18]),
+    "channels": ("Tile", [-1, 6, 1, 7, 6], [1, 1, 2, 1, 1], [-1, 12, 7, 6]),
+}
+
+
+@pytest.mark.parametrize("name", REPEATS)
+def test_copies_beside_each_entry_evaluate_as_onnxruntime_does(name: str) -> None:
+    operator, seen, by, made = REPEATS[name]
+    stem, weights = conv("x", "stem", 3, 6)
+    nodes = [stem, node("Reshape", "stem seen", "apart"), node(operator, "apart by", "more"),
+             node("Reshape", "more made", "joined")]  # fmt: skip
+    last, more = conv("joined", "last", made[1], 5)
+    shapes = {"seen": ints(*seen), "by": ints(*by), "made": ints(*made)}
+    proto = with_head([*nodes, last], {**weights, **more, **shapes}, "last", 5)
+    assert_equals_onnxruntime(proto)
+    # One step over all pixels, however many dimensions were repeated.
+    copies = [op for op in import_proto(proto).ops if isinstance(op, Gather | Rearrange)]
+    assert len(copies) == 1
+
+
+def test_copies_of_what_has_rows_and_columns_are_refused_with_a_remedy_that_works() -> None:
+    stem, weights = conv("x", "stem", 3, 6)
+    apart = [stem, node("Reshape", "stem seen", "apart"), node("Tile", "apart by", "more")]
+    shapes = {"seen": ints(-1, 1, 6, 7, 6), "by": ints(1, 2, 1, 1, 1)}
+    message = r"'more' \(Tile\): .*only copies of the entries of the dimension before it"
+    with pytest.raises(ModelError, match=message):
+        import_proto(with_head(apart, {**weights, **shapes}, "more", 12))
+    beside = {"seen": ints(-1, 6, 1, 7, 6), "by": ints(1, 1, 2, 1, 1), "all": ints(-1, 12, 7, 6)}
+    joined = node("Reshape", "more all", "joined")
+    assert_equals_onnxruntime(with_head([*apart, joined], {**weights, **beside}, "joined", 12))
 
 
 def test_a_difference_of_functions_of_one_tensor_is_a_function_of_it() -> None:

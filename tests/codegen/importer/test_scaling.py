@@ -79,6 +79,21 @@ def test_batch_normalization_over_another_axis_evaluates_as_onnxruntime_does() -
     assert op.gain.shape == (1, 7, 1)
 
 
+def test_batch_normalization_in_training_is_refused_until_it_is_exported_for_inference() -> None:
+    stem, weights = conv("back", "stem", 3, 6)
+    proto = over_rows([stem], weights)
+    (normalization,) = (n for n in proto.graph.node if n.op_type == "BatchNormalization")
+    normalization.output.extend(["mean_of_batch", "variance_of_batch"])
+    normalization.attribute.append(onnx.helper.make_attribute("training_mode", 1))
+    with pytest.raises(
+        ModelError, match=r"'normal' \(BatchNormalization\).*batch; .*model\.eval\(\)"
+    ):
+        import_proto(proto)
+    normalization.attribute[0].i = 0
+    del normalization.output[1:]
+    assert_equals_onnxruntime(proto)
+
+
 def channels_last(constant: tuple[int, ...], *names: str) -> onnx.ModelProto:
     """A signal (length, channels) that is normalized before it is turned."""
     nodes = [

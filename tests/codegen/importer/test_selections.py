@@ -135,6 +135,22 @@ def test_gathered_channels_evaluate_as_onnxruntime_does(indices: list[int], left
     assert_equals_onnxruntime(proto)
 
 
+def test_what_tf2onnx_leaves_of_keras_groups_is_refused_with_a_remedy_that_works() -> None:
+    stem, weights = conv("x", "stem", 3, 6)
+    left = node("StatefulPartitionedCall", "stem", "groups")
+    with pytest.raises(ModelError, match=r"'groups' .*side by side \(slices .*, Concatenate\)"):
+        import_proto(with_head([stem, left], weights, "groups", 6))
+    nodes, constants = [stem], {**weights, "along": ints(1)}
+    for index in (0, 1):
+        part, more = conv(f"part{index}", f"group{index}", 3, 2)
+        ends = {f"first{index}": ints(3 * index), f"end{index}": ints(3 * index + 3)}
+        names = f"stem first{index} end{index} along"
+        nodes += [node("Slice", names, f"part{index}"), part]
+        constants = {**constants, **more, **ends}
+    nodes.append(node("Concat", "group0 group1", "beside", axis=1))
+    assert_equals_onnxruntime(with_head(nodes, constants, "beside", 4))
+
+
 def test_one_row_of_a_picture_evaluates_as_onnxruntime_does() -> None:
     stem, weights = conv("x", "stem", 3, 6)
     nodes = [

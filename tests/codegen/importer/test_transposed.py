@@ -57,6 +57,17 @@ CASES: dict[str, tuple[tuple[object, ...], list[onnx.NodeProto], Constants]] = {
         ],
         {"along": normal(16, 16) / 4, "across": normal(3, 5)},
     ),
+    "a matrix along time, batch and channels in one dimension": (
+        SIGNAL,
+        [
+            node("Conv", "x w", "a"),
+            node("Reshape", "a rows", "pairs"),  # as Keras' Dense behind Permute
+            node("MatMul", "pairs along", "z"),
+            node("Reshape", "z shape", "y"),
+        ],
+        {"w": normal(5, 3, 1), "rows": ints(-1, 16), "along": normal(16, 5),
+         "shape": ints(-1, 5, 5)},
+    ),
     "a transposed picture is added": (
         ("batch", 3, 6, 6),
         [

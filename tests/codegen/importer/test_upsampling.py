@@ -71,7 +71,9 @@ def test_a_transposed_convolution_may_say_its_size_in_other_ways(
     same_as_onnxruntime(ending([node], {"w": normal(3, 2, 3, 3)}, (3, 4, 5), "y", size))
 
 
-@pytest.mark.parametrize("kind", ["asymmetric", "half_pixel", "align_corners"])
+@pytest.mark.parametrize(
+    "kind", ["asymmetric", "half_pixel", "align_corners", "tf_half_pixel_for_nn"]
+)
 @pytest.mark.parametrize("rounding", ["floor", "ceil", "round_prefer_floor", "round_prefer_ceil"])
 @pytest.mark.parametrize("by_size", [False, True])
 def test_pictures_are_resized_to_the_nearest_pixel(kind: str, rounding: str, by_size: bool) -> None:

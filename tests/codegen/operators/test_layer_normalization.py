@@ -18,23 +18,24 @@ from codegen.operators.layer_normalization import (
 
 
 def case(
-    gain: np.ndarray, shift: np.ndarray, out: float, epsilon: float = 1e-5
+    gain: np.ndarray, shift: np.ndarray, out: float, *, centred: bool = True
 ) -> tuple[Graph, LayerNormalization]:
-    op = LayerNormalization("n", "x", "y", tuple(gain), tuple(shift), epsilon)
+    op = LayerNormalization("n", "x", "y", tuple(gain), tuple(shift), 1e-5, centred)
     shape = (1, 50, len(gain))
     tensors = {"x": Tensor("x", shape, 0.03, 3), "y": Tensor("y", shape, out, -5)}
     return Graph("case", "x", tensors, (op,)), op
 
 
+@pytest.mark.parametrize("centred", [True, False])
 @pytest.mark.parametrize("count", [3, 4, 16, 64, 500, 4000])
 @pytest.mark.parametrize("spread", [2, 40, 300])
-def test_codes_and_errors_are_those_of_real_numbers(count: int, spread: int) -> None:
+def test_codes_and_errors_are_those_of_real_numbers(count: int, spread: int, centred: bool) -> None:
     draw = np.random.default_rng([count, spread])
     gain, shift = draw.normal(1, 0.5, count), draw.normal(0, 0.5, count)
-    graph, op = case(gain, shift, 0.03)
+    graph, op = case(gain, shift, 0.03, centred=centred)
     codes = np.clip(draw.normal(5, spread, (1, 50, count)), -128, 127).astype(np.int64)
-    centred = 0.03 * (codes - codes.mean(axis=-1, keepdims=True))
-    values = centred / np.sqrt((centred**2).mean(axis=-1, keepdims=True) + 1e-5)
+    real = 0.03 * (codes - (codes.mean(axis=-1, keepdims=True) if centred else 3))
+    values = real / np.sqrt((real**2).mean(axis=-1, keepdims=True) + 1e-5)
     exact = (gain * values + shift) / 0.03 - 5
     found = LAYER_NORMALIZATION.forward(graph, op, [codes])
     inside = np.abs(exact) < 200

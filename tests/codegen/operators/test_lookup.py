@@ -27,20 +27,22 @@ PARAMETERS: dict[str, tuple[object, ...]] = {
     "power": (3,),
 }
 INNER = ("affine", X, 1.3, -0.2)
+POSITIVE = ("affine", ("sigmoid", X), 2.0, 0.3)
 
 
 @pytest.mark.parametrize("name", sorted(KNOWN.keys() - {"coded"}))
 def test_every_function_has_its_own_derivative(name: str) -> None:
-    function: Function = (name, INNER, *PARAMETERS.get(name, ()))
+    inside = POSITIVE if name in ("log", "reciprocal") else INNER
+    function: Function = (name, inside, *PARAMETERS.get(name, ()))
     x = np.linspace(-4, 4, 401) + 1e-4  # next to the bends, not on them
     step = 1e-6
     (above, _), (below, _) = (evaluated(function, x + side) for side in (step, -step))
     value, slope = evaluated(function, x)
     np.testing.assert_allclose(slope, (above - below) / (2 * step), atol=1e-6)
-    inner = evaluated(INNER, x)[0]
+    inner = evaluated(inside, x)[0]
     np.testing.assert_allclose(evaluated(composed(function, X), x)[0], value)
     outer: Function = (name, X, *PARAMETERS.get(name, ()))
-    np.testing.assert_allclose(evaluated(composed(outer, INNER), x)[0], evaluated(outer, inner)[0])
+    np.testing.assert_allclose(evaluated(composed(outer, inside), x)[0], evaluated(outer, inner)[0])
 
 
 def test_what_is_coded_in_between_is_rounded_and_its_slope_passes_where_it_has_codes() -> None:
@@ -89,7 +91,7 @@ def test_tables_are_exact_to_one_rounding(
 
 def test_a_function_that_overflows_is_refused_by_name() -> None:
     graph, op = graph_of(("power", X, 3), 1e200, 0, Tensor("y", (1, 1, 1), 1.0, 0))
-    with pytest.raises(ModelError, match=r"layer bend: its function overflows .*calibrate"):
+    with pytest.raises(ModelError, match=r"layer bend: its function isn't finite .*calibrate"):
         lookup_arithmetic(graph, op)
 
 
@@ -99,3 +101,11 @@ def test_slopes_are_left_out_where_no_plan_needs_them() -> None:
     trained = lower(graph, full_plan(graph))
     assert "_slopes" not in layers_source(graph, [frozen])
     assert "_slopes" in layers_source(graph, [frozen, trained])
+
+
+def test_what_a_comparison_leaves_out_need_not_be_finite() -> None:
+    above: Function = ("above", ("affine", X, 1.0, -1.0))
+    chosen: Function = ("mul", above, ("log", X))
+    values, slopes = evaluated(chosen, np.array([-2.0, 0.0, 0.5, 2.0]))
+    np.testing.assert_allclose(values, [0, 0, 0, np.log(2)])
+    np.testing.assert_allclose(slopes, [0, 0, 0, 0.5])

@@ -74,4 +74,5 @@ def test_sizes_grow_by_what_is_said_here_alone() -> None:
     assert scratch.depthwise_input_gradient_bytes(plane, square, after) == (
         12 * 12 + sums + 2 * 2 * 4 * 10 + 2 * (2 * 12 * 16 + 2 * 8)
     )
-    assert scratch.depthwise_weight_update_bytes(plane, square, after) == 2 * (12 * 12 + 12 * 14)
+    gradients, planes = 4 * 3 * 3, 2 * (12 * 12 + 12 * 14)
+    assert scratch.depthwise_weight_update_bytes(plane, square, after) == gradients + planes

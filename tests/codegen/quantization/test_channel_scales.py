@@ -35,7 +35,8 @@ from tests.conftest import examples
 def assert_computes_as_the_file(model: onnx.ModelProto, x: NDArray[np.float32]) -> Graph:
     """Every layer, on the codes that the file's arithmetic gives it, makes the file's codes.
 
-    Single codes may be off by one, where float32 falls on the other side of a half.
+    Single codes may be off by one, where float32 falls on the other side of a half, and the one
+    code that a channel of zeros has everywhere, whose bias is rounded.
     """
     graph = quantize(import_proto(model), None)
     coded = {name: codes.transpose(0, 2, 3, 1) for name, codes in codes_of(model, x).items()}
@@ -53,7 +54,8 @@ def assert_computes_as_the_file(model: onnx.ModelProto, x: NDArray[np.float32]) 
         made = output_of(graph, op, [coded[tensor_of[name]] for name in inputs_of(op)])
         difference = np.abs(made - coded[tensor_of[op.output]])
         assert difference.max() <= 1, (op.name, difference.max(axis=(0, 1, 2)))
-        assert (difference > 0).mean() < 0.02, op.name
+        constant = np.ptp(made.reshape(-1, made.shape[-1]), axis=0) == 0
+        assert (difference[..., ~constant] > 0).sum() < 0.02 * difference.size, op.name
         checked += 1
     assert checked > 0
     return graph
@@ -108,6 +110,7 @@ def test_a_filter_of_zeros_over_raw_pixels_compiles_and_is_right() -> None:
 @examples(100)
 @given(seed=st.integers(0, 100_000))
 @example(seed=0)
+@example(seed=3881)
 def test_channels_of_any_scales_compute_as_the_file_does(seed: int) -> None:
     assert_computes_as_the_file(*random_quantized(seed))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -44,28 +45,32 @@ def codes_of(kind: str, groups: int, count: int, draw: np.random.Generator) -> n
     groups=st.integers(1, 5),
     count=st.sampled_from([1, 2, 3, 5, 17, 64, 65, 600]),
     kind=st.sampled_from(KINDS),
+    in_zero=st.sampled_from([-128, 7, 127]),
     zero=st.integers(-128, 127),
     scales=st.tuples(*[st.floats(-9, 2)] * 2),
     epsilon=st.sampled_from([0.0, 1e-12, 1e-5, 1.0, 1e30]),
     spread=st.floats(-40, 3),
+    centred=st.booleans(),
     seed=st.integers(0, 999),
 )
 def test_groups_are_normalized_and_so_are_their_errors(
     groups: int,
     count: int,
     kind: str,
+    in_zero: int,
     zero: int,
     scales: tuple[float, float],
     epsilon: float,
     spread: float,
+    centred: bool,
     seed: int,
 ) -> None:
     draw = np.random.default_rng(seed)
     gain, shift = draw.normal(0, 2.0**spread, (2, count))
     shape = (1, groups, count)
-    op = LayerNormalization("normed", "x", "y", tuple(gain), tuple(shift), epsilon)
+    op = LayerNormalization("normed", "x", "y", tuple(gain), tuple(shift), epsilon, centred)
     tensors = {
-        "x": Tensor("x", shape, 2.0 ** scales[0], 7),
+        "x": Tensor("x", shape, 2.0 ** scales[0], in_zero),
         "y": Tensor("y", shape, 2.0 ** scales[1], zero),
     }
     graph = Graph("case", "x", tensors, (op,))
@@ -73,7 +78,8 @@ def test_groups_are_normalized_and_so_are_their_errors(
     layer = Struct(
         ("I", groups), ("H", count), ("B", by.lift), ("B", by.bits), ("Q", by.epsilon),
         ("P", by.multiplier.astype(np.int16)), ("P", by.offset.astype(np.int32)),
-        ("h", zero), ("B", by.drop), ("B", by.shift), ("b", by.exponent),
+        ("h", in_zero), ("h", zero), ("B", by.drop), ("B", by.shift), ("b", by.exponent),
+        ("B", int(centred)),
     )  # fmt: skip
     source = codes_of(kind, groups, count, draw).reshape(shape)
     values = LAYER_NORMALIZATION.forward(graph, op, [source.astype(np.int64)])
@@ -95,11 +101,12 @@ def test_groups_are_normalized_and_so_are_their_errors(
     assert scale.values == [wanted.exponent, wanted.magnitude]
 
 
-def test_input_and_output_may_be_one_and_the_largest_group_fits() -> None:
+@pytest.mark.parametrize("centred", [True, False])
+def test_input_and_output_may_be_one_and_the_largest_group_fits(centred: bool) -> None:
     count = 1 << 14
     draw = np.random.default_rng(3)
     gain, shift = draw.normal(1, 0.3, (2, count))
-    op = LayerNormalization("normed", "x", "y", tuple(gain), tuple(shift), 1e-5)
+    op = LayerNormalization("normed", "x", "y", tuple(gain), tuple(shift), 1e-5, centred)
     shape = (1, 1, count)
     tensors = {"x": Tensor("x", shape, 0.05, 3), "y": Tensor("y", shape, 0.04, -8)}
     graph = Graph("case", "x", tensors, (op,))
@@ -107,7 +114,8 @@ def test_input_and_output_may_be_one_and_the_largest_group_fits() -> None:
     layer = Struct(
         ("I", 1), ("H", count), ("B", by.lift), ("B", by.bits), ("Q", by.epsilon),
         ("P", by.multiplier.astype(np.int16)), ("P", by.offset.astype(np.int32)),
-        ("h", -8), ("B", by.drop), ("B", by.shift), ("b", by.exponent),
+        ("h", 3), ("h", -8), ("B", by.drop), ("B", by.shift), ("b", by.exponent),
+        ("B", int(centred)),
     )  # fmt: skip
     for kind in KINDS:
         source = codes_of(kind, 1, count, draw).reshape(shape)
