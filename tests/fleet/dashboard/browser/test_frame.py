@@ -31,6 +31,7 @@ def test_somebody_with_a_token_is_led_to_the_page_they_wanted(
     expect(page).to_have_url(f"{service.url}/ui/fleet?filter=online")
     expect(page.get_by_role("banner")).to_contain_text(PEOPLE["operator"])
     page.get_by_role("button", name="Log out").click()
+    expect(page).to_have_title("Log in · tinyfleet")
     page.go_back()
     expect(page).to_have_title("Log in · tinyfleet")
     assert one.failures == [one.failures[0]]
