@@ -13,7 +13,7 @@ from codegen.importer.nodes import Node
 from codegen.importer.scaling import add, mul, sub
 from codegen.importer.state import ImportState
 from codegen.operators.base import Handler
-from codegen.operators.functions import Function, X
+from codegen.operators.functions import Function, X, composed
 from codegen.operators.lookup import append_function
 
 _NOT: Function = ("affine", X, -1.0, 1.0)
@@ -22,7 +22,7 @@ _NOT: Function = ("affine", X, -1.0, 1.0)
 def comparison(*, swapped: bool, inverted: bool) -> Callable[[ImportState, Node], None]:
     """Greater; with the inputs ``swapped`` Less, and ``inverted`` the opposite of either."""
     above: Function = ("above", X)
-    function = ("affine", above, -1.0, 1.0) if inverted else above
+    function = composed(_NOT, above) if inverted else above
 
     def read(state: ImportState, node: Node) -> None:
         inputs = node.inputs[::-1] if swapped else node.inputs

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from typing import Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,7 +25,9 @@ from codegen.importer.views import (
 )
 from codegen.operators.concat import Concat
 
-_MOST_COPIES = {"edge": np.inf, "reflect": -1.0, "wrap": 0.0}
+_Copies: TypeAlias = Literal["edge", "reflect", "wrap"]
+
+_MOST_COPIES: Mapping[_Copies, float] = {"edge": np.inf, "reflect": -1.0, "wrap": 0.0}
 """Modes of Pad that copy, and by how much more than a dimension's size they can pad it."""
 
 # Attributes: one entry per spatial dimension in the file, two here; 1-D layers get height 1.
@@ -412,11 +415,12 @@ def pad(state: ImportState, node: Node) -> None:
     """Pad with zeros around height and width, which stand before channels where these are last, or
     with what a tensor has elsewhere along a dimension."""
     mode = node.attributes.get("mode", "constant")
-    if mode not in ("constant", *_MOST_COPIES):
+    copies = next((kind for kind in _MOST_COPIES if kind == mode), None)
+    if mode != "constant" and copies is None:
         node.refuse(f"attribute mode = {mode} is unknown; use constant, {', '.join(_MOST_COPIES)}")
     value = float(state.constant(node, 2, "value").reshape(-1)[0]) if node.input(2) else 0.0
     value = state.real_value(node, value)
-    if mode == "constant" and value != 0.0:
+    if copies is None and value != 0.0:
         node.refuse(
             f"pads with the value {value:g}; supported are zeros, and the modes "
             f"{', '.join(_MOST_COPIES)}"
@@ -441,8 +445,8 @@ def pad(state: ImportState, node: Node) -> None:
     if last:
         known = state.roles(node, view, channels_last=True)
         last = view.dims == channels_last_dims(known, rank) != picture_dims(known, rank)
-    if mode != "constant":
-        _pad_with_copies(state, node, mode, {axis: by_axis[axis] for axis in padded})
+    if copies is not None:
+        _pad_with_copies(state, node, copies, {axis: by_axis[axis] for axis in padded})
         return
     if min(pads) < 0 or 0 in padded or (1 in padded and not last):
         node.refuse(
@@ -459,7 +463,7 @@ def pad(state: ImportState, node: Node) -> None:
 
 
 def _pad_with_copies(
-    state: ImportState, node: Node, mode: str, pads: Mapping[int, tuple[int, int]]
+    state: ImportState, node: Node, mode: _Copies, pads: Mapping[int, tuple[int, int]]
 ) -> None:
     view = state.view(node)
     for axis, around in pads.items():
@@ -471,7 +475,6 @@ def _pad_with_copies(
                 f"pads dimension {axis} by {list(around)}; mode {mode} pads {size} entries by "
                 f"{possible}"
             )
-        # A pad's modes have the same names there.
-        entries = np.pad(np.arange(size), around, mode=mode)  # type: ignore[call-overload]
+        entries = np.pad(np.arange(size), around, mode=mode)  # modes have ONNX's names there
         view = state.take(node, view, axis, entries.tolist())
     state.views[node.outputs[0]] = view
