@@ -370,7 +370,9 @@ def _with_channels(
     state: ImportState, node: Node, index: int, view: View, place: int
 ) -> tuple[View, Roles]:
     """Input ``index`` of a tensor whose channels are dimension ``place``, and its axes."""
-    rest = [group for i, group in enumerate(view.dims) if i != place and group != ()]
+    rest = [group for i, group in enumerate(view.dims) if i != place and (i > 0 or group != ())]
+    if len(rest) > 2:  # else rows stay rows, also where there is one column
+        rest = [group for group in rest if group != ()]
     if len(rest) > 2:
         node.refuse(
             f"works along dimension {place} of {list(view.sizes)}; beside that one only "
