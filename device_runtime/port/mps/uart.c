@@ -22,13 +22,15 @@
 /* Looks at the ring in which no byte has come: some ten characters' time. */
 #define QUIET_LOOKS 10000u
 
+/* Whoever emulates the board looks here before it takes the core for asleep. */
+volatile bool tf_mps_has_news;
+
 static uint8_t tf_link_uart_ring[RING_BYTES];
 static uint8_t tf_link_uart_transmit[TRANSMIT_BYTES];
 static volatile uint32_t filled;      /* bytes put into the ring */
 static uint32_t emptied;              /* bytes taken out of it */
 static uint32_t queued;               /* bytes to be sent */
 static volatile uint32_t transmitted; /* of them */
-static volatile bool has_news;
 static volatile bool has_carrier;
 static volatile uint8_t charge = TF_BATTERY_UNKNOWN;
 static enum {
@@ -83,7 +85,7 @@ void tf_mps_uart_receive(void) {
     UART_INTCLEAR = UART_RECEIVE_FLAG;
     if ((UART_STATE & UART_RECEIVE_FULL) != 0u) {
         take_byte((uint8_t)UART_DATA);
-        has_news = true;
+        tf_mps_has_news = true;
     }
 }
 
@@ -97,12 +99,12 @@ static void send_next(void) {
 void tf_mps_uart_transmit(void) {
     UART_INTCLEAR = UART_TRANSMIT_FLAG;
     send_next();
-    has_news = true;
+    tf_mps_has_news = true;
 }
 
 bool tf_mps_uart_has_news(void) {
-    const bool had = has_news;
-    has_news = false;
+    const bool had = tf_mps_has_news;
+    tf_mps_has_news = false;
     return had;
 }
 

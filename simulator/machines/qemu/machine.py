@@ -81,6 +81,7 @@ class QemuMachine:
         self._reset = self._image.address_of("Reset_Handler")
         self._programs = self._image.address_of("tf_mps_flash_program")
         self._erases = self._image.address_of("tf_mps_flash_erase")
+        self._news = self._image.address_of("tf_mps_has_news")
         self.fault: Exception | None = None
         self._operations_before = self._operations = 0
         self._cut = PowerCut(self._power_fails)
@@ -185,7 +186,9 @@ class QemuMachine:
         self._sleeps_until = now
         behind = int(self._clock() - self._started_at) - now
         self._wakes_at = self._started_at + now + wanted
-        if not self._line_brings() and behind < wanted:
+        # Bytes that came after its last look at the ring end its sleep as those do that will come.
+        wakes_at_once = self._line_brings() or self._has_news()
+        if not wakes_at_once and behind < wanted:
             return False
         sleeps = max(1, min(behind, wanted))
         self._sleeps_until = now + sleeps
@@ -205,6 +208,10 @@ class QemuMachine:
         # What it hasn't taken since the last time it won't take before its time goes on.
         left, self._left_on_line = self._left_on_line, (self._line.bytes_under_way, is_full)
         return is_full and self._left_on_line != left
+
+    def _has_news(self) -> bool:
+        """Whether bytes came or went that the core hasn't looked at."""
+        return self._debugger.read_memory(self._news, 1) != b"\0"
 
     def _uart_is_full(self) -> bool:
         return bool(self._debugger.read_word(self._model.uart_state) & _UART_RECEIVE_FULL)

@@ -14,6 +14,7 @@ from simulator.clock import Milliseconds, host_milliseconds
 from simulator.devices.flash_operations import PowerCut
 from simulator.machines.elf_image import ElfImage
 from simulator.machines.protocol import StopReason
+from simulator.machines.qemu.debugger import PC
 from simulator.machines.qemu.machine import FlashContent, QemuMachine
 from tests.patience import wait_until
 from tests.simulator.conftest import WorldClock, skip_without
@@ -64,6 +65,15 @@ class MpsMachine(QemuMachine):
 
     def word(self, symbol: str) -> int:
         return int.from_bytes(self.sram(symbol, 4), "little")
+
+    def stand_before(self, function: str) -> None:
+        """The idle core goes on until it is about to call that function."""
+        place = self._image.address_of(function)
+        self._debugger.set_breakpoint(place)
+        self._debugger.go_on()
+        assert self._debugger.wait(60)
+        assert self._debugger.register(PC) == place
+        self._debugger.clear_breakpoint(place)
 
     def give(self, command: Command, argument: int = 0) -> None:
         """For the next turn of the main loop."""
@@ -128,6 +138,16 @@ def test_a_long_step_fills_the_ring_and_what_is_behind_waits(machine: MpsMachine
     machine.receive(sent)
     machine.run_for(0)
     assert machine.received == sent
+
+
+def test_a_byte_that_comes_between_the_last_look_and_the_sleep_is_seen_at_once(
+    machine: MpsMachine,
+) -> None:
+    machine.stand_before("tf_board_show_progress")
+    machine.receive(b"!")
+    wait_until(machine._uart_is_full, "the byte to be in the UART")
+    machine.run_for(0)
+    assert machine.received == b"!"
 
 
 def test_what_it_sends_reaches_the_modem(machine: MpsMachine) -> None:
