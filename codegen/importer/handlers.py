@@ -290,8 +290,9 @@ _OWN: Mapping[str, Handler] = {
     ),
     "Div": Handler(
         div,
-        "by a constant: " + _CONSTANTS + "; of a number by a tensor: a table by code",
-        "division of a tensor by another",
+        "by a constant: " + _CONSTANTS + "; of a number by a tensor: a table by code, and of two "
+        "functions of one tensor, as in a softsign",
+        "division by what may be 0",
     ),
     "Dropout": Handler(_dropout, "nothing", "training mode", renames=True),
     "Expand": Handler(expand, "as Tile", "shapes that aren't constant"),

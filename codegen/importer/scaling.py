@@ -101,14 +101,18 @@ def mul(state: ImportState, node: Node) -> None:
 
 
 def div(state: ImportState, node: Node) -> None:
-    """Div by a constant, or of one number by a tensor."""
+    """Div by a constant, of one number by a tensor, or of two tensors."""
     if node.input(0) in state.constants and np.ptp(state.constants[node.input(0)]) == 0:
         factor = float(state.constant(node, 0, "dividend").reshape(-1)[0])
         function = ("affine", ("reciprocal", X), factor, 0.0)
         append_function(state, dataclasses.replace(node, inputs=node.inputs[1:]), function)
         return
     if node.input(1) not in state.constants:
-        node.refuse("divides by a tensor; only division by constants is supported")
+        inverse = f"{node.outputs[0]}@inverse"
+        divisor_alone = dataclasses.replace(node, inputs=node.inputs[1:], outputs=(inverse,))
+        append_function(state, divisor_alone, ("reciprocal", X))
+        product_of_two(state, dataclasses.replace(node, inputs=(node.inputs[0], inverse)))
+        return
     view, divisor, axes = _with_constant(state, node, 1)
     if (divisor == 0).any():
         node.refuse("divides by zero; train or export the model again")

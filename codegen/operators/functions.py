@@ -64,6 +64,18 @@ def _above(f: Dual) -> Dual:
     return (f[0] > 0).astype(np.float64), np.zeros_like(f[0])
 
 
+def _atan(f: Dual) -> Dual:
+    return np.arctan(f[0]), f[1] / (1 + f[0] ** 2)
+
+
+def _cos(f: Dual) -> Dual:
+    return np.cos(f[0]), -np.sin(f[0]) * f[1]
+
+
+def _sin(f: Dual) -> Dual:
+    return np.sin(f[0]), np.cos(f[0]) * f[1]
+
+
 def _exp(f: Dual) -> Dual:
     with np.errstate(over="ignore", invalid="ignore"):
         value = np.exp(f[0])
@@ -127,8 +139,10 @@ KNOWN: Mapping[str, Callable[..., Dual]] = {
     "above": _above,
     "add": _add,
     "affine": _affine,
+    "atan": _atan,
     "clip": _clip,
     "coded": _coded,
+    "cos": _cos,
     "elu": _elu,
     "erf": _erf,
     "exp": _exp,
@@ -138,6 +152,7 @@ KNOWN: Mapping[str, Callable[..., Dual]] = {
     "power": _power,
     "reciprocal": _reciprocal,
     "sigmoid": _sigmoid,
+    "sin": _sin,
     "softplus": _softplus,
     "tanh": _tanh,
 }

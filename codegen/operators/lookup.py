@@ -54,7 +54,13 @@ def lookup_arithmetic(graph: Graph, op: Lookup) -> LookupArithmetic:
     x = source.scale * (np.arange(INT8_MIN, INT8_MAX + 1) - source.zero_point).astype(np.float64)
     with np.errstate(over="ignore", invalid="ignore"):
         values, slopes = evaluated(op.function, x)
-    if not (np.isfinite(values).all() and np.isfinite(slopes).all()):
+    infinite = ~(np.isfinite(values) & np.isfinite(slopes))
+    if infinite[source.zero_point - INT8_MIN]:
+        raise ModelError(
+            f"layer {op.name}: its function isn't finite at 0, for which every tensor has a code; "
+            "train the model without it, or with a sum that keeps its input away from 0 before it"
+        )
+    if infinite.any():
         raise ModelError(
             f"layer {op.name}: its function isn't finite between {x[0]:.3g} and {x[-1]:.3g}, the "
             "range of its input; calibrate with typical inputs"
@@ -123,17 +129,37 @@ def _swish(node: Node) -> Function:
 
 
 def _power(state: ImportState, node: Node) -> None:
-    exponent = state.constant(node, 1, "exponent")
-    if exponent.size != 1 or float(exponent.reshape(-1)[0]) not in (2.0, 3.0):
-        node.refuse("raises to another power than 2 or 3; train the model without it")
-    append_function(state, node, ("power", X, int(exponent.reshape(-1)[0])))
+    exponents = state.constant(node, 1, "exponent")
+    exponent = float(exponents.reshape(-1)[0])
+    if np.ptp(exponents) != 0 or exponent < 1 or not exponent.is_integer():
+        node.refuse("raises to no whole power from 1 on; train the model without it")
+    append_function(state, node, ("power", X, int(exponent)))
+
+
+def _shrink(node: Node) -> Function:
+    bias, most = _number(node, "bias", 0.0), _number(node, "lambd", 0.5)
+
+    def beyond(sign: float) -> Function:
+        """What is left of numbers further than ``most`` from 0 on that side."""
+        return ("mul", ("above", ("affine", X, sign, -most)), ("affine", X, 1.0, -sign * bias))
+
+    return ("add", beyond(1.0), beyond(-1.0))
+
+
+_SIGN: Function = ("add", ("above", X), ("affine", ("above", ("affine", X, -1.0, 0.0)), -1.0, 0.0))
+
+
+def _thresholded_relu(node: Node) -> Function:
+    return ("mul", ("above", ("affine", X, 1.0, -_number(node, "alpha", 1.0))), X)
 
 
 _FINITE = "ranges of inputs on which it isn't finite"
 
 _HANDLERS: Mapping[str, Handler] = {
     "Abs": _of(lambda node: ("leaky", X, -1.0), "exact to one rounding"),
+    "Atan": _of(lambda node: ("atan", X), "exact to one rounding"),
     "Celu": _of(_celu, "exact to one rounding", "an alpha of 0 or less"),
+    "Cos": _of(lambda node: ("cos", X), "exact to one rounding"),
     "Elu": _of(lambda node: ("elu", X, _number(node, "alpha", 1.0)), "exact to one rounding"),
     "Exp": _of(lambda node: ("exp", X), "one with what follows, as in Softplus", _FINITE),
     "Log": _of(lambda node: ("log", X), "one with what comes before", _FINITE),
@@ -155,14 +181,20 @@ _HANDLERS: Mapping[str, Handler] = {
         lambda node: ("leaky", X, _number(node, "alpha", 0.01)), "exact to one rounding"
     ),
     "Mish": _of(lambda node: ("mul", X, ("tanh", ("softplus", X))), "exact to one rounding"),
-    "Pow": Handler(_power, "a table by code, one with what follows", "exponents but 2 and 3"),
+    "Pow": Handler(
+        _power, "a table by code, one with what follows", "exponents but whole ones from 1 on"
+    ),
     "Selu": _of(_selu, "exact to one rounding"),
+    "Shrink": _of(_shrink, "exact to one rounding"),
     "Sigmoid": _of(
         lambda node: ("sigmoid", X), "exact to one rounding; with Mul, Swish; of answers the loss"
     ),
+    "Sign": _of(lambda node: _SIGN, "exact; nothing before it learns"),
+    "Sin": _of(lambda node: ("sin", X), "exact to one rounding"),
     "Softplus": _of(lambda node: ("softplus", X), "exact to one rounding"),
     "Swish": _of(_swish, "exact to one rounding"),
     "Tanh": _of(lambda node: ("tanh", X), "exact to one rounding", "behind the last matrix"),
+    "ThresholdedRelu": _of(_thresholded_relu, "exact to one rounding"),
 }  # fmt: skip
 
 

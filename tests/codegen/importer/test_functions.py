@@ -24,8 +24,8 @@ Line = tuple[Any, ...]
 """Operator, inputs, output, attributes."""
 
 NUMBERS = {
-    "half": 0.5, "one": 1.0, "three": 3.0, "six": 6.0, "zero": 0.0, "sixth": 1 / 6, "root": 2**0.5,
-    "line": 0.7978845608, "cubic": 0.044715, "slope": 0.25,
+    "half": 0.5, "one": 1.0, "three": 3.0, "four": 4.0, "six": 6.0, "zero": 0.0, "sixth": 1 / 6,
+    "root": 2**0.5, "line": 0.7978845608, "cubic": 0.044715, "slope": 0.25,
 }  # fmt: skip
 
 
@@ -103,6 +103,24 @@ SPELLINGS: dict[str, list[Line]] = {
     ],
     "gaussian": [("Mul", ["y", "y"], "b", {}), ("Neg", ["b"], "c", {}), ("Exp", ["c"], "a", {})],
     "softsign": one("Softsign"),
+    "softsign of pytorch": [
+        ("Abs", ["y"], "b", {}), ("Add", ["b", "one"], "c", {}), ("Div", ["y", "c"], "a", {}),
+    ],
+    "silu by its exponential": [
+        ("Neg", ["y"], "b", {}), ("Exp", ["b"], "c", {}), ("Add", ["c", "one"], "d", {}),
+        ("Div", ["y", "d"], "a", {}),
+    ],
+    "sine": one("Sin"),
+    "cosine": one("Cos"),
+    "arc tangent": one("Atan"),
+    "snake": [  # x + sin²(x)
+        ("Sin", ["y"], "b", {}), ("Mul", ["b", "b"], "c", {}), ("Add", ["y", "c"], "a", {}),
+    ],
+    "sign": one("Sign"),
+    "shrink": one("Shrink", lambd=0.7, bias=0.7),
+    "shrink without bias": one("Shrink", lambd=0.7),
+    "relu above a threshold": one("ThresholdedRelu", alpha=0.6),
+    "a fourth power": [("Mul", ["y", "half"], "b", {}), ("Pow", ["b", "four"], "a", {})],
     "a range without 0": [("Clip", ["y", "half", "three"], "a", {})],
     "no less than a half": [("Max", ["y", "half"], "a", {})],
     "shrunk": [("Tanh", ["y"], "b", {}), ("Sub", ["y", "b"], "a", {})],
@@ -201,7 +219,7 @@ def test_the_larger_or_smaller_of_tensors_is_made_of_sums(operator: str) -> None
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        (("Pow", ["y", "half"], "a", {}), r"'Pow_a' \(Pow\): raises to another power than 2 or 3"),
+        (("Pow", ["y", "half"], "a", {}), r"'Pow_a' \(Pow\): raises to no whole power from 1 on"),
         (("Celu", ["y"], "a", {"alpha": 0.0}), r"'Celu_a' \(Celu\): attribute alpha = 0"),
         (("Celu", ["y"], "a", {"alpha": -1.0}), r"'Celu_a' \(Celu\): attribute alpha = -1"),
         (("PRelu", ["y", "w"], "a", {}), r"'PRelu_a' \(PRelu\): combines .*size 1"),

@@ -95,6 +95,12 @@ def test_a_function_that_overflows_is_refused_by_name() -> None:
         lookup_arithmetic(graph, op)
 
 
+@pytest.mark.parametrize("function", [("reciprocal", X), ("log", X)])
+def test_a_function_that_is_infinite_at_0_is_refused_with_what_to_do(function: Function) -> None:
+    with pytest.raises(ModelError, match=r"layer bend: .* finite at 0, .*; train .* away from 0"):
+        lookup_arithmetic(*graph_of(function, 0.1, -128, Tensor("y", (1, 1, 1), 1.0, 0)))
+
+
 def test_slopes_are_left_out_where_no_plan_needs_them() -> None:
     graph, _ = random_graph(1)
     frozen = lower(graph, Plan("head", (), (), True, "q8.8"))
