@@ -113,7 +113,7 @@ def _layout(program: Program, segments: Sequence[Segment]) -> str:
 
 
 def _words(name: str, data: bytes) -> list[str]:
-    words = [f"0x{int.from_bytes(data[i : i + 4], 'little'):08x}" for i in range(0, len(data), 4)]
+    words = [f"0x{word:08x}" for word in np.frombuffer(data, "<u4").tolist()]
     return [
         f"extern const uint32_t {name}[];",
         f"const uint32_t {name}[{len(words)}] = {{",

@@ -6,12 +6,17 @@ kept in this repository.
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
+import shutil
 import subprocess
 import sys
-from importlib import resources
+import tempfile
+from importlib import metadata, resources
 from pathlib import Path
 
 from codegen.errors import ToolchainError
+from codegen.host_toolchain import cache_folder
 
 ENTRY_TYPES = ("announce", "task", "delta", "receipt", "status", "identity")
 # Without it zcbor writes arrays of indefinite length, which the wire format doesn't have.
@@ -24,40 +29,21 @@ RUNTIME_HEADERS = (
     "zcbor_print.h",
     "zcbor_tags.h",
 )
+_OPTIONS = ("-d", "-e", "-b", "32", "-t", *ENTRY_TYPES)
+_REMEDY = "zcbor 0.9.1 with cbor2 below 6 is needed: pip install 'zcbor==0.9.1' 'cbor2<6'"
 
 
 def generate_codec(cddl: Path, folder: Path) -> list[Path]:
     """Writes ``tinyfleet_cbor_*`` and zcbor's own C files into ``folder``.
 
-    Returns the C files to compile: the generated ones and zcbor's runtime. They are meant to be
-    compiled without this project's warning flags (zcbor's encoder has unused results).
-    Raises ToolchainError if zcbor isn't installed, or refuses the CDDL.
+    What a description becomes lies in the cache folder from then on: zcbor reads it for longer than
+    a small model is compiled. Returns the C files to compile: the generated ones and zcbor's
+    runtime. They are meant to be compiled without this project's warning flags (zcbor's encoder has
+    unused results). Raises ToolchainError if zcbor isn't installed, or refuses the CDDL.
     """
     if not cddl.is_file():
         raise ToolchainError(f"there is no protocol description at {cddl}; give the CDDL's path")
-    folder.mkdir(parents=True, exist_ok=True)
-    command = [
-        sys.executable,
-        "-m",
-        "zcbor.zcbor.zcbor",
-        "code",
-        "-c",
-        str(cddl),
-        "-d",
-        "-e",
-        "-b",
-        "32",
-    ]
-    command += ["-t", *ENTRY_TYPES]
-    command += ["--oc", str(folder / "tinyfleet_cbor.c"), "--oh", str(folder / "tinyfleet_cbor.h")]
-    command += ["--oht", str(folder / "tinyfleet_cbor_types.h")]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        lines = (done.stderr or done.stdout).strip().splitlines() or ["no message"]
-        raise ToolchainError(
-            f"zcbor can't generate the codec from {cddl.name}: {lines[-1]} "
-            "(zcbor 0.9.1 with cbor2 below 6 is needed: pip install 'zcbor==0.9.1' 'cbor2<6')"
-        )
+    shutil.copytree(_generated(cddl), folder, dirs_exist_ok=True)
     for name, part in [(name, "src") for name in RUNTIME_SOURCES] + [
         (name, "include") for name in RUNTIME_HEADERS
     ]:
@@ -65,3 +51,33 @@ def generate_codec(cddl: Path, folder: Path) -> list[Path]:
         (folder / name).write_bytes(content)
     generated = ["tinyfleet_cbor_decode.c", "tinyfleet_cbor_encode.c"]
     return [folder / name for name in [*generated, *RUNTIME_SOURCES]]
+
+
+def _generated(cddl: Path) -> Path:
+    """The folder with what zcbor makes of ``cddl``."""
+    try:
+        version = metadata.version("zcbor")
+    except metadata.PackageNotFoundError:
+        raise ToolchainError(f"zcbor isn't installed; {_REMEDY}") from None
+    words = "\n".join((version, *_OPTIONS)).encode()
+    key = hashlib.sha256(words + b"\0" + cddl.read_bytes()).hexdigest()
+    kept = cache_folder() / "codec" / key
+    if kept.is_dir():
+        return kept
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    # Made under a name of its own and renamed, so that a killed build leaves no half of it behind.
+    with tempfile.TemporaryDirectory(dir=kept.parent) as scratch:
+        made = Path(scratch) / "codec"
+        made.mkdir()
+        command = [sys.executable, "-m", "zcbor.zcbor.zcbor", "code", "-c", str(cddl), *_OPTIONS]
+        command += ["--oc", str(made / "tinyfleet_cbor.c"), "--oh", str(made / "tinyfleet_cbor.h")]
+        command += ["--oht", str(made / "tinyfleet_cbor_types.h")]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode != 0:
+            lines = (done.stderr or done.stdout).strip().splitlines() or ["no message"]
+            raise ToolchainError(
+                f"zcbor can't generate the codec from {cddl.name}: {lines[-1]} ({_REMEDY})"
+            )
+        with contextlib.suppress(OSError):  # another build has made it meanwhile
+            made.rename(kept)
+    return kept
