@@ -117,6 +117,7 @@ def test_sections_the_filter_and_help_are_a_key_away(service: Service, windows: 
         page.keyboard.press("g")
         page.keyboard.press(key)
         expect(page.get_by_role("heading", name=title, exact=True)).to_be_visible()
+        page.wait_for_load_state()  # its script, which knows the keys, comes after its heading
     page.keyboard.press("/")
     assert one.focused == "Filter"
     page.keyboard.type("/?gc")  # are only typed there
