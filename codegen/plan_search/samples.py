@@ -47,11 +47,14 @@ class Samples:
     Where the loss has targets, codes are flat (n, bytes), with the targets behind the input.
 
     ``groups`` (n,) int64 numbers people, places or devices; None where nothing is known of them.
+    ``reals`` (n, channels, height, width) are the numbers that codes were made of; None where codes
+    were given.
     """
 
     codes: NDArray[np.int8]
     labels: NDArray[np.int64]
     groups: NDArray[np.int64] | None = None
+    reals: NDArray[np.floating] | None = None
 
     def __len__(self) -> int:
         """Number of samples."""
@@ -60,7 +63,8 @@ class Samples:
     def take(self, indices: NDArray[np.int64]) -> Samples:
         """The samples at ``indices``, in that order."""
         groups = None if self.groups is None else self.groups[indices]
-        return Samples(self.codes[indices], self.labels[indices], groups)
+        reals = None if self.reals is None else self.reals[indices]
+        return Samples(self.codes[indices], self.labels[indices], groups, reals)
 
     @property
     def digest(self) -> str:
@@ -112,7 +116,8 @@ def load_samples(path: Path | str, graph: Graph, source: FloatGraph | None = Non
     if graph.ending.target_scale is not None:
         targets = targets_of(graph.ending, y, len(x), path)
         codes = with_targets(codes, targets, graph.ending.target_scale)
-    return Samples(codes, labels, _groups(group, len(x), path))
+    reals = x if np.issubdtype(x.dtype, np.floating) else None
+    return Samples(codes, labels, _groups(group, len(x), path), reals)
 
 
 def _groups(
