@@ -54,7 +54,7 @@ class Samples:
     codes: NDArray[np.int8]
     labels: NDArray[np.int64]
     groups: NDArray[np.int64] | None = None
-    reals: NDArray[np.floating] | None = None
+    reals: NDArray[np.float32] | None = None
 
     def __len__(self) -> int:
         """Number of samples."""
@@ -116,7 +116,7 @@ def load_samples(path: Path | str, graph: Graph, source: FloatGraph | None = Non
     if graph.ending.target_scale is not None:
         targets = targets_of(graph.ending, y, len(x), path)
         codes = with_targets(codes, targets, graph.ending.target_scale)
-    reals = x if np.issubdtype(x.dtype, np.floating) else None
+    reals = np.asarray(x, np.float32) if x.dtype.kind == "f" else None
     return Samples(codes, labels, _groups(group, len(x), path), reals)
 
 

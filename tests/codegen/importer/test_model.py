@@ -390,12 +390,11 @@ def test_a_gate_by_softmax_is_refused_and_one_by_sigmoid_taken() -> None:
         helper.make_node("Mul", ["flat_x", "gate"], ["product"], "product"),
         helper.make_node("Reshape", ["product", "shape"], ["scaled"]),
     ]
-    shape = np.array([-1, 3, 1, 1])
-    constants |= {"g": normal(3, 3), "shape": shape}
+    all_of_them = {**constants, "g": normal(3, 3), "shape": np.array([-1, 3, 1, 1])}
     with pytest.raises(ModelError, match=r"'product'.*a Softmax.*a Sigmoid in its place"):
-        import_proto(model([*nodes, *gated], constants, shape=("batch", 3, 1, 1)))
+        import_proto(model([*nodes, *gated], all_of_them, shape=("batch", 3, 1, 1)))
     nodes[2] = helper.make_node("Sigmoid", ["gates"], ["gate"], "gate")
-    assert_equals_onnxruntime(model([*nodes, *gated], constants, shape=("batch", 3, 1, 1)))
+    assert_equals_onnxruntime(model([*nodes, *gated], all_of_them, shape=("batch", 3, 1, 1)))
 
 
 def test_a_softmax_of_one_value_says_nothing_and_a_sigmoid_in_its_place_does() -> None:
