@@ -11,7 +11,8 @@ import json
 import math
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -369,6 +370,26 @@ def bundle_id(
     ).hexdigest()
 
 
+def check_place(out: Path) -> None:
+    """Raises BundleError where ``out`` is something else than a bundle."""
+    if out.exists() and not (out / MANIFEST).is_file() and (out.is_file() or any(out.iterdir())):
+        raise BundleError(f"{out} exists and isn't a bundle; choose another --out or remove it")
+
+
+@contextmanager
+def _beside(out: Path) -> Iterator[Path]:
+    """A temporary folder on the file system of ``out``."""
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        folder = tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-")
+    except OSError as error:
+        raise BundleError(
+            f"the bundle can't be written to {out}: {error.strerror}; choose another --out"
+        ) from error
+    with folder as name:
+        yield Path(name)
+
+
 def write_bundle(
     out: Path, manifest: Mapping[str, Any], report: Report, files: Mapping[str, bytes]
 ) -> Bundle:
@@ -376,11 +397,10 @@ def write_bundle(
 
     ``manifest`` has every field but ``files`` and ``sha256``; ``files`` maps names within the
     bundle (``firmware.elf``, ``weights.bin``, ``src/…``) to contents. Raises BundleError where
-    ``out`` is something else than a bundle.
+    ``out`` is something else than a bundle, or nothing can be written there.
     """
     out = out.absolute()
-    if out.exists() and not (out / MANIFEST).is_file() and (out.is_file() or any(out.iterdir())):
-        raise BundleError(f"{out} exists and isn't a bundle; choose another --out or remove it")
+    check_place(out)
     contents = {**files, REPORT: _pretty(report.model_dump(mode="json"))}
     fields = {
         **manifest,
@@ -388,9 +408,8 @@ def write_bundle(
     }
     normal = Manifest.model_validate({**fields, "sha256": "0" * 64})
     final = normal.model_copy(update={"sha256": _manifest_digest(normal)})
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as folder:
-        staging = Path(folder) / "bundle"
+    with _beside(out) as folder:
+        staging = folder / "bundle"
         for name, data in {**contents, MANIFEST: _pretty(final.model_dump(mode="json"))}.items():
             target = staging / name
             target.parent.mkdir(parents=True, exist_ok=True)

@@ -231,10 +231,17 @@ def _softmax(state: ImportState, node: Node) -> None:
     view = state.view(node)
     axis = int(node.attributes.get("axis", -1))
     wanted = [i for i, group in enumerate(view.dims) if group != ()]
+    if not wanted:
+        node.refuse(
+            "is over one value, of which it makes 1 whatever the model computes; one answer of yes "
+            "or no ends in a Sigmoid: train it with that, or, for what stands before, say --output "
+            f"{node.input(0)}"
+        )
     if len(wanted) != 1 or axis not in (wanted[0], wanted[0] - len(view.dims)):
         node.refuse(
             f"attribute axis = {axis} on shape {list(view.sizes)}; it is only supported over the "
-            "classes of the classifier, at the end"
+            "classes of the classifier, at the end; for what stands before it, say --output "
+            f"{node.input(0)}"
         )
     state.views[node.outputs[0]] = dataclasses.replace(view, after="Softmax")
 

@@ -114,15 +114,27 @@ class Labels:
         """Whether half of ``count`` classes occur: marks of other kinds, as of anomalies, don't."""
         return 2 * len(np.unique(self.classes)) >= count
 
+    def remedy(self, count: int) -> str:
+        """How these become numbers of ``count`` classes, where that can be told, else ''."""
+        values = self.values
+        if values.dtype.kind in "SU":
+            return f"number the names: numpy.unique({LABELS}, return_inverse=True)[1]"
+        if not self._has_one_for_each(1):
+            return ""
+        if values.dtype.kind == "f" and np.array_equal(values, np.rint(values)):
+            return f"of classes save integers: {LABELS}.astype(numpy.int64)"
+        if self.are_integers and values.min() == 1 and values.max() == count:
+            return f"classes are counted from 0: {LABELS} - 1"
+        return ""
+
     @property
     def description(self) -> str:
         """Their type, range and shape."""
         shape, kind = list(self.values.shape), self.values.dtype
+        if kind.kind in "SU":
+            return f"words of shape {shape}"
         if kind.kind == "f" and np.array_equal(self.values, np.rint(self.values)):
-            return (
-                f"whole numbers of shape {shape}, but {kind} (of classes save integers: "
-                f"{LABELS}.astype(numpy.int64))"
-            )
+            return f"whole numbers of shape {shape}, but {kind}"
         if not self.are_integers or self.values.size == 0:
             return f"{kind} of shape {shape}"
         return f"integers from {self.values.min()} to {self.values.max()} of shape {shape}"

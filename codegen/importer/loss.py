@@ -200,12 +200,13 @@ def _told_by_labels(outputs: Outputs, labels: Labels) -> LossChoice:
         return _told_by_shape(outputs)
     if labels.could_be_targets(count) and not labels.are_integers:
         return _targets(outputs, labels, f"the labels '{LABELS}' of the samples are real numbers")
+    mend = labels.remedy(count)
     raise _asked(
         outputs,
         f"has {_shown(outputs)}, and the samples' labels '{LABELS}' are {labels.description}: "
         f"neither numbers of classes 0 … {count - 1}, nor zeros and ones, nor real numbers for "
         "each value.",
-        f"Or mend the labels '{LABELS}'",
+        f"Or mend the labels '{LABELS}'" + (f" ({mend})" if mend else ""),
     )
 
 

@@ -331,11 +331,12 @@ def _read_node(state: ImportState, chosen: Choice, constants: Constants, node: N
     handler = HANDLERS.get(node.operator)
     if handler is None:
         node.refuse(unsupported(node.operator))
-    end = state.end_before(node)
+    end, behind = state.end_before(node)
     if end and not handler.renames:
         node.refuse(
-            f"reads the output of a {end}, behind which only reshapes are supported; export "
-            "the model without what follows"
+            f"reads the output of a {end}, behind which only reshapes are supported. Where the "
+            f"network ends with it, say --output {behind}; inside of a network train it with a "
+            "Sigmoid in its place"
         )
     on_codes = state.reads_codes(node)
     if on_codes and node.operator not in ON_CODES:

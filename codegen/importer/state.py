@@ -240,10 +240,11 @@ class ImportState:
         code = number - (128 if written == np.uint8 else 0)
         return coding.scale * (code - coding.zero_point)
 
-    def end_before(self, node: Node) -> str:
-        """What has made the probabilities that the node reads; '' where these are none."""
+    def end_before(self, node: Node) -> tuple[str, str]:
+        """What has made the probabilities that the node reads, and their name; '' where none."""
         return next(
-            (end for n in node.inputs if n in self.views and (end := self.views[n].after)), ""
+            ((end, n) for n in node.inputs if n in self.views and (end := self.views[n].after)),
+            ("", ""),
         )
 
     def picture(self, node: Node, index: int = 0, *, padded: bool = False) -> tuple[View, Roles]:

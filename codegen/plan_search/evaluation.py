@@ -120,12 +120,22 @@ def evaluate_bundle(
         trained_samples=len(training) if schedule.epochs else 0,
         before=before,
         after=after,
-        float_model=None if exact is None else figures(graph, exact, scored),
+        float_model=None
+        if exact is None
+        else figures(graph, exact, scored, _inputs(graph, scored).reshape(len(scored), -1)),
     )
 
 
-def figures(graph: Graph, outputs: NDArray[np.float64], samples: Samples) -> Figures:
-    """How good real ``outputs`` (n, outputs) of ``graph`` are for ``samples``."""
+def figures(
+    graph: Graph,
+    outputs: NDArray[np.float64],
+    samples: Samples,
+    inputs: NDArray[np.float64] | None = None,
+) -> Figures:
+    """How good real ``outputs`` (n, outputs) of ``graph`` are for ``samples``.
+
+    ``inputs`` (n, values) are what a reconstruction is compared with; without them, the codes.
+    """
     count, labels = len(samples), samples.labels
     if graph.ending.loss == "cross-entropy":
         below = outputs - outputs.max(axis=1, keepdims=True)
@@ -143,7 +153,8 @@ def figures(graph: Graph, outputs: NDArray[np.float64], samples: Samples) -> Fig
         return Figures(count, float(losses.mean()), right, tables)
     if graph.ending.loss == "none":
         return Figures(count, None)
-    wanted = _wanted(graph, samples)
+    reconstructs = graph.ending.target_scale is None
+    wanted = inputs if reconstructs and inputs is not None else _wanted(graph, samples)
     error = outputs - wanted
     variance = float(((wanted - wanted.mean(axis=0)) ** 2).mean())
     mean_square = float((error**2).mean())
@@ -208,15 +219,21 @@ def _float_model(bundle: Bundle, graph: Graph, model: Path | str) -> FloatGraph:
     return import_model(model, loss_of(graph.ending), output=output)
 
 
-def _float_outputs(source: FloatGraph, graph: Graph, samples: Samples) -> NDArray[np.float64]:
-    """Real outputs (n, outputs) of the float model, in the device's order, for the samples' codes.
-
-    That these are rounded to the input's codes is part of neither model: both get the same.
-    """
+def _inputs(graph: Graph, samples: Samples) -> NDArray[np.float64]:
+    """Inputs (n, height, width, channels) as they were given, or what given codes stand for."""
+    if samples.reals is not None:
+        return samples.reals.transpose(0, 2, 3, 1).astype(np.float64)
     tensor = graph.tensors[graph.input]
     flat = samples.codes.reshape(len(samples), -1)[:, : tensor.size].astype(np.float64)
-    x = (tensor.scale * (flat - tensor.zero_point)).reshape(-1, *tensor.shape)
-    x = x.transpose(0, 3, 1, 2)
+    return (tensor.scale * (flat - tensor.zero_point)).reshape(-1, *tensor.shape)
+
+
+def _float_outputs(source: FloatGraph, graph: Graph, samples: Samples) -> NDArray[np.float64]:
+    """Real outputs (n, outputs) of the float model, in the device's order.
+
+    It gets what the user gave, not the codes made of it, so that what saturates there shows.
+    """
+    x = _inputs(graph, samples).transpose(0, 3, 1, 2)
     output = source.ending.output
     parts = [evaluate(source, x[at : at + _BATCH])[output] for at in range(0, len(x), _BATCH)]
     outputs: NDArray[np.float64] = np.concatenate(parts)[:, source.output_order]

@@ -47,12 +47,14 @@ def labels_of(
         return given.classes
     if y.shape not in ((count,), (count, 1)):
         raise CalibrationError(shown)
+    mend = given.remedy(outputs)
+    mend = f"; {mend}" if mend else ""
     if not given.are_integers:
-        raise CalibrationError(f"{path}: y of {y.dtype}; classes are integers from 0")
+        raise CalibrationError(f"{path}: y of {y.dtype}; classes are integers from 0{mend}")
     labels = given.classes
     wrong = int(labels.min()) if labels.min() < 0 else int(labels.max())
     raise CalibrationError(
-        f"{path}: y has class {wrong}; the model's {outputs} classes are 0 … {outputs - 1}"
+        f"{path}: y has class {wrong}; the model's {outputs} classes are 0 … {outputs - 1}{mend}"
     )
 
 

@@ -422,6 +422,10 @@ class _Planning:
         changes.append({"momentum": MOMENTUM})
         for change in changes:
             (option,) = (f"{key} {value}" for key, value in change.items())
+            steps = self.settings.round.samples * self.settings.round.epochs
+            if change.get("accumulate", 1) > steps:
+                yield Variant(option, None, f"a round of {steps:,} steps ends before a batch does")
+                continue
             try:
                 plan = resolve(spec.model_copy(update=change), self.graph)
             except PlanError as error:

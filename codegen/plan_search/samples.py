@@ -13,7 +13,12 @@ from codegen.errors import CalibrationError
 from codegen.graph.floats import FloatGraph
 from codegen.graph.ir import Graph, with_targets
 from codegen.plan_search.labels import labels_of, targets_of
-from codegen.quantization.calibration_set import open_npz, same_but_ones, shapes_taken
+from codegen.quantization.calibration_set import (
+    open_npz,
+    same_but_ones,
+    shape_remedy,
+    shapes_taken,
+)
 from codegen.quantization.quantize import quantize_input
 
 HELD_OUT_SHARE = 1 / 3
@@ -23,6 +28,9 @@ MOST_OF_A_CLASS = 1 / 2
 """That a group may have which is held out since none keeps to ``HELD_OUT_SHARE``."""
 
 LEAST_SAMPLES = 6
+
+MOST_BEYOND = 1 / 2
+"""Share of what isn't 0 that may be beyond the input's codes by more than their whole range."""
 
 _HOW_TO_GIVE = (
     "save labelled samples with numpy.savez(FILE, x=inputs, y=labels): x shaped as the model's "
@@ -39,11 +47,14 @@ class Samples:
     Where the loss has targets, codes are flat (n, bytes), with the targets behind the input.
 
     ``groups`` (n,) int64 numbers people, places or devices; None where nothing is known of them.
+    ``reals`` (n, channels, height, width) are the numbers that codes were made of; None where codes
+    were given.
     """
 
     codes: NDArray[np.int8]
     labels: NDArray[np.int64]
     groups: NDArray[np.int64] | None = None
+    reals: NDArray[np.float32] | None = None
 
     def __len__(self) -> int:
         """Number of samples."""
@@ -52,7 +63,8 @@ class Samples:
     def take(self, indices: NDArray[np.int64]) -> Samples:
         """The samples at ``indices``, in that order."""
         groups = None if self.groups is None else self.groups[indices]
-        return Samples(self.codes[indices], self.labels[indices], groups)
+        reals = None if self.reals is None else self.reals[indices]
+        return Samples(self.codes[indices], self.labels[indices], groups, reals)
 
     @property
     def digest(self) -> str:
@@ -88,25 +100,24 @@ def load_samples(path: Path | str, graph: Graph, source: FloatGraph | None = Non
         x = x.reshape(len(x), *expected)
     if x.ndim != 4 or x.shape[1:] != expected:
         in_file = source.sample_shape if source and source.sample_layout else None
-        turned = ""
-        if x.ndim == 4 and x.shape[1:] == (height, width, channels):
-            turned = "; the channels come last: give x.transpose(0, 3, 1, 2)"
+        remedy = shape_remedy(x.shape, expected)
         if source is None:
-            turned += "; with the ONNX file (--model) samples may be shaped as its input is"
+            remedy += "; with the ONNX file (--model) samples may be shaped as its input is"
         raise CalibrationError(
             f"{path}: x of shape {x.shape}; the model's input '{graph.input}' needs "
-            f"{shapes_taken(expected, in_file)}{turned}"
+            f"{shapes_taken(expected, in_file)}{remedy}"
         )
-    labels = labels_of(graph.ending, y, len(x), path)
     if len(x) < LEAST_SAMPLES:
         raise CalibrationError(
             f"{path}: {len(x)} samples; at least {LEAST_SAMPLES} are needed, hundreds are better"
         )
+    labels = labels_of(graph.ending, y, len(x), path)
     codes = _codes(x, graph, path)
     if graph.ending.target_scale is not None:
         targets = targets_of(graph.ending, y, len(x), path)
         codes = with_targets(codes, targets, graph.ending.target_scale)
-    return Samples(codes, labels, _groups(group, len(x), path))
+    reals = np.asarray(x, np.float32) if x.dtype.kind == "f" else None
+    return Samples(codes, labels, _groups(group, len(x), path), reals)
 
 
 def _groups(
@@ -149,7 +160,25 @@ def _codes(x: NDArray[np.generic], graph: Graph, path: Path | str) -> NDArray[np
     reals = channels_last.astype(np.float32)
     if not np.isfinite(reals).all():
         raise CalibrationError(f"{path}: x holds NaN or infinity; clean it")
+    _check_range(reals, graph, path)
     return quantize_input(graph, reals)
+
+
+def _check_range(reals: NDArray[np.float32], graph: Graph, path: Path | str) -> None:
+    """Raises CalibrationError for samples of which the input's codes hold next to nothing."""
+    tensor = graph.tensors[graph.input]
+    low, high = (tensor.scale * (code - tensor.zero_point) for code in (-128, 127))
+    # A few times as large is what another sensor gives; pixels for shares are 255 times.
+    width = high - low
+    beyond = (reals < low - width) | (reals > high + width)
+    share = float(beyond.sum() / max(np.count_nonzero(reals), 1))
+    if share > MOST_BEYOND:
+        raise CalibrationError(
+            f"{path}: x from {reals.min():g} to {reals.max():g}, and {100 * share:.0f} % of what "
+            f"isn't 0 is far beyond what the model's input holds, {low:g} to {high:g}: preprocess "
+            "the samples as those that the model was calibrated with; the device's codes are given "
+            "as int8, or plus 128 as uint8"
+        )
 
 
 def hold_out(samples: Samples, seed: int, share: float = HELD_OUT_SHARE) -> tuple[Samples, Samples]:

@@ -163,9 +163,15 @@ def load_plan(spec: str) -> PlanSpec:
     try:
         content = json.loads(Path(file).read_text("utf-8"))
     except OSError as error:
-        raise PlanError(
-            f"plan file {file} can't be read: {error.strerror}; give FILE or FILE#NAME"
-        ) from error
+        remedy = "give FILE or FILE#NAME"
+        if spec.lstrip().startswith("{"):
+            remedy = "a plan is given as a file: save this JSON and give its name"
+        elif spec in DEFAULT_NAMES:
+            remedy += (
+                f"; the compiler's own plans ({', '.join(DEFAULT_NAMES)}) are all made where no "
+                "--plan is given"
+            )
+        raise PlanError(f"plan file {file} can't be read: {error.strerror}; {remedy}") from error
     except ValueError as error:
         raise PlanError(f"plan file {file} is no JSON: {error}") from error
     if not isinstance(content, dict):

@@ -127,7 +127,7 @@ def fit_to_input(
     if calibration.ndim < 2 or len(calibration) == 0 or not same_but_ones(calibration, expected):
         raise CalibrationError(
             f"calibration set of shape {calibration.shape}; the model's input '{graph.input}' "
-            f"needs {needed}, with 1 or more samples{_remedy(calibration.shape, expected)}"
+            f"needs {needed}{shape_remedy(calibration.shape, expected)}"
         )
     samples = calibration.reshape(len(calibration), *expected)
     unclean = int((~np.isfinite(samples)).any(axis=(1, 2, 3)).sum())
@@ -160,8 +160,13 @@ def same_but_ones(samples: NDArray[np.generic], expected: ChannelsFirst) -> bool
     return found == [size for size in expected if size != 1]
 
 
-def _remedy(found: tuple[int, ...], expected: ChannelsFirst) -> str:
+def shape_remedy(found: tuple[int, ...], expected: ChannelsFirst) -> str:
+    """How samples of shape ``found`` become such of ``expected``, behind a semicolon; '' where
+    nothing about them tells.
+    """
     channels, height, width = expected
+    if found[:1] == (0,):
+        return "; there are no samples in it"
     if found[1:] == (height, width, channels):
         return "; the channels stand last: give x.transpose(0, 3, 1, 2)"
     if found == expected:
@@ -171,5 +176,13 @@ def _remedy(found: tuple[int, ...], expected: ChannelsFirst) -> str:
     if len(found) == 4 and found[3] == channels:
         return (
             "; the channels stand last and the size differs: resize, then x.transpose(0, 3, 1, 2)"
+        )
+    if len(found) == 4 and (found[2:] == (height, width) or found[1:3] == (height, width)):
+        have = found[1] if found[2:] == (height, width) else found[3]
+        return f"; the samples have {have} channels: preprocess them as for the model's training"
+    if len(found) == 2 and found[1] == channels * height * width:
+        return (
+            f"; these are flattened: give x.reshape(-1, {channels}, {height}, {width}), in the "
+            "order in which they were flattened"
         )
     return ""

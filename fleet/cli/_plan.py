@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Mapping
 from dataclasses import asdict
 from importlib.resources import files
@@ -86,7 +87,8 @@ def make_plans(
     for note in quantized.notes:
         screen.print(f"Note: {note}", soft_wrap=True)
     screen.print(
-        f"Plans: {out}; pictures: {', '.join(map(str, drawn))}. Compile with --plan {out}#best.",
+        f"Plans: {out}; pictures: {', '.join(map(str, drawn))}. Compile with --plan "
+        f"{shlex.quote(str(out))}#best.",
         soft_wrap=True,
     )
 

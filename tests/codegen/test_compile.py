@@ -359,6 +359,10 @@ def test_a_folder_that_is_no_bundle_is_not_overwritten_but_a_bundle_is(
     with pytest.raises(BundleError, match=r"isn't a bundle.*another --out"):
         compiled(precious)
     assert (precious / "thesis.txt").exists()
+    with pytest.raises(
+        BundleError, match=r"can't be written to .*thesis.txt/mine: .*another --out"
+    ):
+        compiled(precious / "thesis.txt" / "mine")
     (copy / "src" / "stale.c").write_text("")
     compiled(copy)
     assert not (copy / "src" / "stale.c").exists()

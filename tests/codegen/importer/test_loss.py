@@ -123,9 +123,20 @@ def test_labels_that_are_neither_classes_nor_targets_are_asked_about(
 
 def test_classes_saved_as_floats_are_taken_as_the_message_says(tmp_path: Path) -> None:
     model = dense_network((1, 4, 3), 3)
-    with pytest.raises(ModelError, match=r"but float32 \(.*save integers: y\.astype"):
+    with pytest.raises(ModelError, match=r"but float32.*save integers: y\.astype"):
         choice(model, tmp_path, x=IMAGES, y=CLASSES.astype(np.float32))
     assert choice(model, tmp_path, x=IMAGES, y=CLASSES.astype(np.int64)).loss == "cross-entropy"
+
+
+def test_classes_by_name_or_from_1_are_taken_as_the_message_says(tmp_path: Path) -> None:
+    model = dense_network((1, 4, 3), 3)
+    names = np.array(["cat", "dog", "hen"])[CLASSES]
+    with pytest.raises(ModelError, match=r"words .*numpy\.unique\(y, return_inverse=True\)\[1\]"):
+        choice(model, tmp_path, x=IMAGES, y=names)
+    numbers = np.unique(names, return_inverse=True)[1]
+    assert choice(model, tmp_path, x=IMAGES, y=numbers).loss == "cross-entropy"
+    with pytest.raises(ModelError, match=r"from 1 to 3.*counted from 0: y - 1"):
+        choice(model, tmp_path, x=IMAGES, y=CLASSES + 1)
 
 
 @pytest.mark.parametrize(("shape", "outputs", "form", "x", "y"), [

@@ -375,8 +375,38 @@ def test_what_follows_a_softmax_is_refused() -> None:
     nodes, constants = head("x", 3)
     nodes.append(helper.make_node("Softmax", ["logits"], ["p"], "soft"))
     nodes.append(helper.make_node("MatMul", ["p", "m"], ["more"], "extra"))
-    with pytest.raises(ModelError, match=r"'extra'.*behind which only reshapes are supported"):
-        import_proto(model(nodes, {**constants, "m": normal(4, 4)}, output="more"))
+    proto = model(nodes, {**constants, "m": normal(4, 4)}, output="more")
+    with pytest.raises(ModelError, match=r"'extra'.*only reshapes are supported.*--output p;"):
+        import_proto(proto)
+    assert import_proto(proto, output="p").ending.loss == "cross-entropy"
+
+
+def test_a_gate_by_softmax_is_refused_and_one_by_sigmoid_taken() -> None:
+    gated, constants = head("scaled", 3)
+    nodes = [
+        helper.make_node("Flatten", ["x"], ["flat_x"]),
+        helper.make_node("Gemm", ["flat_x", "g"], ["gates"], "gates", transB=1),
+        helper.make_node("Softmax", ["gates"], ["gate"], "gate"),
+        helper.make_node("Mul", ["flat_x", "gate"], ["product"], "product"),
+        helper.make_node("Reshape", ["product", "shape"], ["scaled"]),
+    ]
+    all_of_them = {**constants, "g": normal(3, 3), "shape": np.array([-1, 3, 1, 1])}
+    with pytest.raises(ModelError, match=r"'product'.*a Softmax.*a Sigmoid in its place"):
+        import_proto(model([*nodes, *gated], all_of_them, shape=("batch", 3, 1, 1)))
+    nodes[2] = helper.make_node("Sigmoid", ["gates"], ["gate"], "gate")
+    assert_equals_onnxruntime(model([*nodes, *gated], all_of_them, shape=("batch", 3, 1, 1)))
+
+
+def test_a_softmax_of_one_value_says_nothing_and_a_sigmoid_in_its_place_does() -> None:
+    nodes, constants = head("x", 3)
+    constants |= {"hw": constants["hw"][:1], "hb": constants["hb"][:1]}
+    nodes.append(helper.make_node("Softmax", ["logits"], ["p"], "soft"))
+    proto = model(nodes, constants, output="p")
+    with pytest.raises(ModelError, match=r"'soft'.*1 whatever .* a Sigmoid.*--output logits"):
+        import_proto(proto)
+    assert import_proto(proto, loss="binary", output="logits").ending.loss == "binary"
+    nodes[-1] = helper.make_node("Sigmoid", ["logits"], ["p"], "sigmoid")
+    assert import_proto(model(nodes, constants, output="p")).ending.loss == "binary"
 
 
 @pytest.mark.parametrize("operator", ["Flatten", "Identity", "Squeeze"])

@@ -16,6 +16,7 @@ from codegen.graph.ir import Loss
 from codegen.plan_search.evaluation import Evaluation, evaluate_bundle, figures
 from codegen.plan_search.samples import Samples
 from codegen.plan_search.training import Schedule
+from tests.codegen import onnxruntime_oracle
 from tests.codegen.dense_network import dense_network
 from tests.codegen.exported import MODELS
 from tests.codegen.random_graphs import random_graph, random_target_graph
@@ -95,6 +96,34 @@ def test_pictures_that_a_convolution_makes_are_measured_as_the_float_model_is_an
     assert found.float_model is not None
     assert found.before.loss == pytest.approx(found.float_model.loss, rel=0.02)
     assert found.after.loss < found.before.loss / 2
+
+
+@pytest.mark.parametrize("louder", [1.0, 2.0])
+def test_the_float_model_is_measured_on_the_samples_as_they_are_given(
+    louder: float, tmp_path: Path
+) -> None:
+    y = np.where(X[:, 0] > X[:, 1], 1, 2 * (X[:, 2] > 0))
+    _, bundle = evaluated(3, y, tmp_path, epochs=0)
+    model, data = tmp_path / "net.onnx", tmp_path / "own.npz"
+    np.savez(data, x=louder * X, y=y)
+    found = evaluate_bundle(bundle, bundle.manifest.plans[0], data, Schedule(0), model)
+    exact = onnxruntime_oracle.outputs(onnx.load(model), louder * X)
+    losses = np.log(np.exp(exact).sum(axis=1)) - exact[np.arange(len(X)), y]
+    assert found.float_model is not None
+    assert found.float_model.accuracy == (exact.argmax(axis=1) == y).mean()
+    assert found.float_model.loss == pytest.approx(losses.mean(), rel=1e-5)
+
+
+def test_a_float_autoencoder_is_measured_against_the_samples_as_they_are_given(
+    tmp_path: Path,
+) -> None:
+    _, bundle = evaluated(6, X, tmp_path, epochs=0)
+    model, data = tmp_path / "net.onnx", tmp_path / "own.npz"
+    np.savez(data, x=2 * X)
+    found = evaluate_bundle(bundle, bundle.manifest.plans[0], data, Schedule(0), model)
+    exact = onnxruntime_oracle.outputs(onnx.load(model), 2 * X)
+    assert found.float_model is not None
+    assert found.float_model.loss == pytest.approx(((exact - 2 * X) ** 2).mean(), rel=1e-5)
 
 
 def test_without_epochs_all_samples_are_measured(tmp_path: Path) -> None:

@@ -67,11 +67,13 @@ def test_what_does_not_fit_the_model_is_refused_with_the_remedy(
         ({"x": x[:, :, 1:], "y": y}, r"x of shape .* needs \(samples, "),
         ({"x": x[0], "y": y}, r"x of shape"),
         ({"x": x, "y": y[1:]}, r"y of shape \(11,\) for 12 samples"),
-        ({"x": x, "y": y.astype(float)}, r"y of float64; classes are integers"),
+        ({"x": x, "y": y.astype(float)}, r"y of float64; classes .*y\.astype\(numpy\.int64\)"),
         ({"x": x, "y": y.astype(str)}, r"y has words, as .*; give numbers of classes"),
         ({"x": x, "y": y + 1}, rf"y has class {classes}; the model's {classes} classes are 0 … "),
         ({"x": x, "y": y - 1}, r"y has class -1"),
         ({"x": x[:5], "y": y[:5]}, r"5 samples; at least 6"),
+        ({"x": x[:0], "y": y[:0]}, r"0 samples; at least 6"),
+        ({"x": x.reshape(12, -1), "y": y}, r"flattened: give x\.reshape\(-1, "),
         ({"x": x.astype(np.int32), "y": y}, r"x of int32; save labelled samples"),
         ({"x": np.full(shape, np.nan, np.float32), "y": y}, r"NaN or infinity"),
         ({"x": x, "y": y, "group": y[1:]}, r"group of shape \(11,\), int64, for 12 samples"),
@@ -85,9 +87,29 @@ def test_what_does_not_fit_the_model_is_refused_with_the_remedy(
 def test_channels_that_come_last_are_recognized(tmp_path: Path) -> None:
     graph = next(g for g, _ in map(random_graph, range(9)) if g.tensors[g.input].shape[2] == 3)
     x = np.zeros((12, *graph.tensors[graph.input].shape), np.float32)
-    remedy = r"channels come last: give x.transpose\(0, 3, 1, 2\); with the ONNX file \(--model\)"
+    remedy = r"channels stand last: give x.transpose\(0, 3, 1, 2\); with the ONNX file \(--model\)"
     with pytest.raises(CalibrationError, match=remedy):
         load_samples(save(tmp_path, x=x, y=labels(graph, 12)), graph)
+
+
+def test_classes_from_1_are_refused_and_less_1_taken(graph: Graph, tmp_path: Path) -> None:
+    x, y = np.zeros(channels_first(graph, 12), np.float32), labels(graph, 12) + 1
+    y[:2] = 1, graph.head.bias.size
+    with pytest.raises(CalibrationError, match=r"counted from 0: y - 1$"):
+        load_samples(save(tmp_path, x=x, y=y), graph)
+    assert np.array_equal(load_samples(save(tmp_path, x=x, y=y - 1), graph).labels, y - 1)
+
+
+def test_samples_far_beyond_the_input_s_codes_are_refused(graph: Graph, tmp_path: Path) -> None:
+    tensor = graph.tensors[graph.input]
+    y, shape = labels(graph, 12), channels_first(graph, 12)
+    codes = np.random.default_rng(4).integers(-128, 128, shape)
+    x = (tensor.scale * (codes - tensor.zero_point)).astype(np.float32)
+    with pytest.raises(CalibrationError, match=r"% of what isn't 0 is far beyond what.*int8"):
+        load_samples(save(tmp_path, x=255 * x, y=y), graph)
+    # A sensor that is twice as loud saturates, which is what a device makes of it.
+    assert len(load_samples(save(tmp_path, x=2 * x, y=y), graph)) == 12
+    assert len(load_samples(save(tmp_path, x=codes.astype(np.int8), y=y), graph)) == 12
 
 
 def test_files_that_hold_no_arrays_are_refused(graph: Graph, tmp_path: Path) -> None:

@@ -199,6 +199,13 @@ def test_one_of_several_plans_is_picked_by_name(write: Callable[[Any], str]) -> 
         load_plan(f"{file}#wild")
 
 
+def test_a_default_plan_or_json_in_the_place_of_a_file_is_told_what_to_do() -> None:
+    with pytest.raises(PlanError, match=r"plan file small .*small, middle, full.* where no --plan"):
+        load_plan("small")
+    with pytest.raises(PlanError, match="a plan is given as a file: save this JSON"):
+        load_plan('{"biases": {"last": 1}}')
+
+
 def test_a_missing_file_and_a_needless_name_are_named(
     write: Callable[[Any], str], tmp_path: Path
 ) -> None:

@@ -85,9 +85,11 @@ def test_too_few_samples_are_refused_with_how_many_are_needed(tmp_path: Path) ->
         ((10, 8, 8, 3), r"resize, then x\.transpose\(0, 3, 1, 2\)"),
         ((10, 3, 8, 8), "resize the samples to 5 x 4"),
         ((3, 5, 4), "one sample: stack"),
-        ((10, 1, 5, 4), "1 or more samples$"),
-        ((10, 60), "1 or more samples$"),
-        ((0, 3, 5, 4), "1 or more samples"),
+        ((10, 1, 5, 4), "the samples have 1 channels: preprocess"),
+        ((10, 5, 4, 1), "the samples have 1 channels: preprocess"),
+        ((10, 60), r"flattened: give x\.reshape\(-1, 3, 5, 4\)"),
+        ((10, 61), "width\\)$"),
+        ((0, 3, 5, 4), "there are no samples in it$"),
     ],
 )
 def test_a_wrong_shape_is_refused_with_both_shapes_and_a_remedy(

@@ -76,19 +76,21 @@ def test_the_plan_that_is_written_compiles_within_the_limit(
     counted = measure(bundle.path).instructions.step
     assert counted == facts["best"]["measured_instructions"]
 
-    rounds = ["--round-samples", 20, "--round-epochs", 2]
+    rounds = ["--round-samples", 12, "--round-epochs", 2]
     shown = tinyfleet(*arguments(data, out), *limits, "--method", "fisher", *rounds)
     assert shown.returncode == 0, shown.stderr
     assert "nats per step" in shown.stdout
     assert "Last choice: 2 epochs at 0.01, 2 seeds" in shown.stdout
     assert "Plan best is " in shown.stdout
-    assert "of a first round, from the model's own weights on, of 20 samples, 2 epochs" in (
+    assert "of a first round, from the model's own weights on, of 12 samples, 2 epochs" in (
         shown.stdout
     )
     assert f"--plan {out}#best" in shown.stdout
     # Momentum keeps a second number for each weight, of which the best plan has as many as fit.
     (momentum,) = [line for line in shown.stdout.splitlines() if "momentum 0.9" in line]
     assert "beyond the limits" in momentum
+    (batch,) = [line for line in shown.stdout.splitlines() if "accumulate 32" in line]
+    assert "a round of 24 steps ends before a batch does" in batch
 
 
 def test_what_does_not_fit_together_is_refused_in_one_message(
