@@ -52,6 +52,7 @@ from codegen.importer.normalization import find_normalizations, lay_out_normaliz
 from codegen.importer.outputs import Choice, choose_output
 from codegen.importer.passes import PASSES
 from codegen.importer.qoperator import to_qdq
+from codegen.importer.quant import quant_to_qdq
 from codegen.importer.quantized import ON_CODES, follow_integers
 from codegen.importer.state import Affine, ImportState
 from codegen.importer.unrolled import find_unrolled
@@ -341,6 +342,7 @@ def _transposes(draft: DraftGraph) -> int:
 def _read(state: ImportState, opset: int, output: str | None) -> tuple[Choice, DraftGraph, View]:
     """What the file computes: which of its outputs, how, and what of the draft that is."""
     to_qdq(state)
+    quant_to_qdq(state, opset)
     find_normalizations(state)
     constants = Constants(state.nodes, state.constants, opset)
     find_loops(state, constants)
