@@ -13,7 +13,9 @@ the operator, the attribute and the remedy.
 from __future__ import annotations
 
 import dataclasses
+import graphlib
 import math
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -50,6 +52,7 @@ from codegen.importer.normalization import find_normalizations, lay_out_normaliz
 from codegen.importer.outputs import Choice, choose_output
 from codegen.importer.passes import PASSES
 from codegen.importer.qoperator import to_qdq
+from codegen.importer.quant import quant_to_qdq
 from codegen.importer.quantized import ON_CODES, follow_integers
 from codegen.importer.state import Affine, ImportState
 from codegen.importer.unrolled import find_unrolled
@@ -61,6 +64,9 @@ __all__ = ["OLDEST_OPSET", "SUPPORTED_OPERATORS", "import_model", "import_proto"
 OLDEST_OPSET = 13
 
 _LEFT_OVER = "the exporter has left it as it was; change the model, or its opset"
+
+# What onnx says of an operator that came with a later opset.
+_UNKNOWN_TO_OPSET = re.compile(r"No Op registered for (\w+) with domain_version")
 
 _REASON = 300  # characters of a reason that onnx gives; its sentences go over several lines
 
@@ -152,16 +158,15 @@ def import_proto(
     """Turns a loaded ONNX model into a float graph; options and errors are `import_model`'s."""
     opset = _opset_of(model)
     try:
+        model = _with_blanks_filled(model)
         onnx.checker.check_model(model)
         if model.functions:
             model = inline_local_functions(model)
-    except (onnx.checker.ValidationError, UnicodeDecodeError, RuntimeError) as error:
+    except (onnx.checker.ValidationError, RuntimeError, *_DAMAGE) as error:
         _check_operators(model.graph)
         reason = " ".join(str(error).split())[:_REASON]
-        # GroupNormalization came with opset 18 and again, with other constants, with 21.
-        later = " with a later opset (21)" if "is deprecated" in reason else ""
         raise ModelError(
-            f"the model breaks the ONNX rules: {reason}; export it again{later}"
+            f"the model breaks the ONNX rules: {reason}; export it again{_with_opset(reason)}"
         ) from error
     notes = []
     if opset < OLDEST_OPSET:
@@ -193,12 +198,79 @@ def _class_names(chosen: Choice, labels: int) -> tuple[str, ...]:
 
 def _opset_of(model: onnx.ModelProto) -> int:
     versions = [entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")]
+    own = any(node.domain in ("", "ai.onnx") for node in model.graph.node)
+    if not versions and model.opset_import and not own:
+        return OLDEST_OPSET  # of none of ONNX's own operators
     if not versions:
         raise ModelError(
             "the file names no ONNX opset (empty or not an ONNX model); "
             f"export it with opset {OLDEST_OPSET} or later"
         )
     return int(versions[0])
+
+
+def _with_opset(reason: str) -> str:
+    """With which opset a model must be exported that breaks the rules for ``reason``, '' if any."""
+    if "GroupNormalization is deprecated" in reason:
+        # GroupNormalization came with opset 18 and again, with other constants, with 21.
+        return " with a later opset (21)"
+    found = _UNKNOWN_TO_OPSET.search(reason)
+    history = onnx.defs.get_all_schemas_with_history() if found is not None else ()
+    since = [
+        schema.since_version
+        for schema in history
+        if found is not None and schema.name == found[1] and not schema.domain
+    ]
+    return f" with opset {min(since)} or later" if since else ""
+
+
+def _with_blanks_filled(model: onnx.ModelProto) -> onnx.ModelProto:
+    """``model`` with what ONNX's checker asks for and nothing here needs: the graph's name, types
+    of outputs, versions of other domains' operators, nodes behind those that they read.
+
+    Tools that cut models, put nodes into them (graphsurgeon) or have operators of their own (FINN)
+    leave these out. An input without a shape gets an empty one.
+    """
+    blank = any(_lacks_shape(entry.type) for entry in (*model.graph.input, *model.graph.output))
+    used = {node.domain for node in model.graph.node if isinstance(node.domain, str)}
+    unsaid = used - {entry.domain for entry in model.opset_import} - {"", "ai.onnx"}
+    order = _sorted_nodes(model.graph)
+    if model.graph.name and not blank and not unsaid and order is None:
+        return model
+    filled = onnx.ModelProto()
+    filled.CopyFrom(model)
+    filled.graph.name = model.graph.name or "model"
+    filled.opset_import.extend(onnx.helper.make_opsetid(name, 1) for name in sorted(unsaid))
+    for entry in (*filled.graph.input, *filled.graph.output):
+        if _lacks_shape(entry.type):
+            tensor = entry.type.tensor_type
+            tensor.elem_type = tensor.elem_type or onnx.TensorProto.FLOAT
+            tensor.shape.SetInParent()
+    if order is not None:
+        del filled.graph.node[:]
+        filled.graph.node.extend(model.graph.node[place] for place in order)
+    return filled
+
+
+def _sorted_nodes(graph: onnx.GraphProto) -> list[int] | None:
+    """Places of the nodes, each behind those that it reads; None where they stand so already."""
+    nodes = named_nodes(graph)
+    makers = {name: place for place, node in enumerate(nodes) for name in node.outputs if name}
+    sources = {
+        place: {makers[name] for name in node.reads if name in makers}
+        for place, node in enumerate(nodes)
+    }
+    if all(source < place for place, read in sources.items() for source in read):
+        return None
+    try:
+        return list(graphlib.TopologicalSorter(sources).static_order())
+    except graphlib.CycleError:
+        return None
+
+
+def _lacks_shape(kind: onnx.TypeProto) -> bool:
+    is_tensor = kind.WhichOneof("value") in (None, "tensor_type")
+    return is_tensor and not kind.tensor_type.HasField("shape")
 
 
 def _check_operators(graph: onnx.GraphProto) -> None:
@@ -216,7 +288,10 @@ def _converted(model: onnx.ModelProto, opset: int) -> onnx.ModelProto:
     """``model``, which is valid, with the operators of `OLDEST_OPSET`."""
     try:
         return onnx.version_converter.convert_version(model, OLDEST_OPSET)
-    except (onnx.version_converter.ConvertError, RuntimeError, ValueError) as error:
+    except (
+        onnx.version_converter.ConvertError, onnx.shape_inference.InferenceError, RuntimeError,
+        ValueError,
+    ) as error:  # fmt: skip
         reason = str(error).strip().splitlines()[-1]
         raise ModelError(
             f"the model uses ONNX opset {opset}, which can't be converted ({reason}); export it "
@@ -267,6 +342,7 @@ def _transposes(draft: DraftGraph) -> int:
 def _read(state: ImportState, opset: int, output: str | None) -> tuple[Choice, DraftGraph, View]:
     """What the file computes: which of its outputs, how, and what of the draft that is."""
     to_qdq(state)
+    quant_to_qdq(state, opset)
     find_normalizations(state)
     constants = Constants(state.nodes, state.constants, opset)
     find_loops(state, constants)

@@ -10,6 +10,7 @@ from pathlib import Path
 from codegen.importer.handlers import HANDLERS, REMEDIES
 from codegen.importer.model import OLDEST_OPSET
 from codegen.importer.qoperator import QOPERATORS
+from codegen.importer.quant import QUANT
 
 PAGE = Path("docs") / "specification" / "operators.md"
 
@@ -43,6 +44,10 @@ def page() -> str:
             "real numbers, QuantizeLinear. With the limits of that operator, channels first or "
             "last, these are:",
             ", ".join(f"`{name}`" for name in QOPERATORS) + ".",
+            "",
+            "QONNX's Quant, rounded half to even, is read as QuantizeLinear, Clip and "
+            "DequantizeLinear: constants of any width, activations of up to 8 bits and",
+            "one scale. It goes by the names " + ", ".join(f"`{name}`" for name in QUANT) + ".",
             "",
             "## What is refused with a remedy",
             "",

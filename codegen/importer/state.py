@@ -50,6 +50,8 @@ Array = NDArray[np.float64]
 
 _INPUT_TYPES = (onnx.TensorProto.FLOAT, onnx.TensorProto.INT8, onnx.TensorProto.UINT8)
 
+_OPEN = -1  # what some write in place of a symbolic size
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Integers:
@@ -152,7 +154,7 @@ class ImportState:
         if kind != onnx.TensorProto.FLOAT:
             self.codes[entry.name] = onnx.helper.tensor_dtype_to_np_dtype(kind)
         dims = [
-            dim.dim_value if dim.HasField("dim_value") else None
+            dim.dim_value if dim.HasField("dim_value") and dim.dim_value != _OPEN else None
             for dim in entry.type.tensor_type.shape.dim
         ]
         if len(dims) < 2 or any(size is None or size < 1 for size in dims[1:]):
