@@ -125,11 +125,12 @@ class _AveragePoolOperator(Operator[AveragePool, AveragePool]):
         return mean
 
     def quantize(self, op: AveragePool, assembly: Assembly) -> None:
-        if assembly.is_narrow(op.input, op.output):
-            assembly.add_tensor(op.output)
-            assembly.ops.append(op)
-        else:
+        finer = assembly.finer_coding(op.input, op.output)
+        if finer is None:
             super().quantize(op, assembly)
+        else:
+            assembly.add_tensor(op.output, finer)
+            assembly.ops.append(op)
 
     def forward(self, graph: Graph, op: AveragePool, inputs: Sequence[Ints]) -> Ints:
         source, output = graph.tensors[op.input], graph.tensors[op.output]

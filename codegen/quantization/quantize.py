@@ -29,7 +29,7 @@ from codegen.graph.floats import (
 )
 from codegen.operators import operator_of
 from codegen.operators.concat import Concat
-from codegen.operators.requantize import FloatClamp
+from codegen.operators.requantize import FloatClamp, Requantize
 from codegen.quantization.calibration import (
     MIN_MAX,
     RangeRule,
@@ -152,16 +152,41 @@ class Assembly:
         """Whether the model itself says how tensor ``name`` is coded."""
         return name in self._graph.codings
 
-    def is_narrow(self, source: str, name: str) -> bool:
-        """Whether tensor ``name``, a mean of ``source``, wastes two bits and more of its codes in
-        the source's scale, which no quantizer has chosen."""
-        if source in self._graph.codings or name in self._graph.codings:
-            return False
-        return self._codings[source].scale >= _NARROW * self._codings[name].scale
+    def finer_coding(self, source: str, name: str) -> Coding | None:
+        """The coding of tensor ``name``, a mean of ``source``, where that one's wastes two bits and
+        more of its codes; None where it doesn't.
 
-    def add_tensor(self, name: str) -> ir.Tensor:
-        """The tensor ``name`` of the float graph, with its coding."""
-        coding = self._codings[name]
+        A scale that a quantizer has chosen is the best for a mean, too, unless it left most codes
+        unused, as it does with activations of 4 bits.
+        """
+        if name in self._graph.codings:
+            return None
+        if source not in self._graph.codings and name in self._codings:
+            own = self._codings[name]
+            return own if self._codings[source].scale >= _NARROW * own.scale else None
+        tensor = self.tensors[source]
+        low, high = self._codes_used(tensor)
+        below, above = max(tensor.zero_point - low, 0), max(high - tensor.zero_point, 0)
+        finer = (ir.INT8_MAX - ir.INT8_MIN) // max(below + above, 1)
+        if finer < _NARROW:
+            return None
+        return Coding(tensor.scale / finer, ir.INT8_MIN + below * finer)
+
+    def _codes_used(self, tensor: ir.Tensor) -> tuple[int, int]:
+        """The lowest and the highest code that ``tensor`` can have."""
+        makers = {op.output: op for op in self.ops if isinstance(op, ir.Unary)}
+        op = makers.get(tensor.name)
+        if isinstance(op, Requantize):
+            return op.low, op.high
+        if op is not None and operator_of(op).keeps_coding:
+            source = self.tensors[op.input]
+            if (source.scale, source.zero_point) == (tensor.scale, tensor.zero_point):
+                return self._codes_used(source)
+        return ir.INT8_MIN, ir.INT8_MAX
+
+    def add_tensor(self, name: str, coding: Coding | None = None) -> ir.Tensor:
+        """The tensor ``name`` of the float graph, with its coding, or another one."""
+        coding = coding or self._codings[name]
         return self._add(name, coding.scale, coding.zero_point)
 
     def keep_coding(self, source: str, name: str) -> ir.Tensor:

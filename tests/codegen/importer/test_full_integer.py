@@ -335,6 +335,34 @@ def test_codes_clipped_by_the_model_are_clipped_on_the_device(
     assert agreement(made[graph.head.name], run(proto, x)[0]) >= 0.95
 
 
+@pytest.mark.parametrize("twice", [False, True], ids=["one mean", "a mean of means"])
+@pytest.mark.parametrize(
+    ("low", "high", "dtype", "finer"),
+    [(0, 255, np.uint8, 1), (0, 15, np.uint8, 17), (-8, 7, np.int8, 36)],
+    ids=["8 bits", "4 bits", "signed 4 bits behind a Relu"],
+)
+def test_means_of_few_codes_keep_what_lies_between_two_of_them(
+    low: int, high: int, dtype: type, finer: int, twice: bool
+) -> None:
+    random = np.random.default_rng(13)
+    proto = clipped_network(random.integers(-127, 128, (6, 3, 3, 3)), low, high, dtype)
+    if twice:
+        mean = next(made for made in proto.graph.node if made.op_type == "GlobalAveragePool")
+        mean.input[0] = "means"
+        before = node("AveragePool", "pool", "means", kernel_shape=[2, 2], strides=[2, 2])
+        before.name = "means"
+        proto.graph.node.insert(list(proto.graph.node).index(mean), before)
+    x = random.normal(0, 1.2, (60, 3, 8, 8)).astype(np.float32)
+    graph = quantize(import_proto(proto), None)
+    step = graph.tensors["pool.c"].scale
+    assert graph.tensors["mean"].scale == pytest.approx(step / finer)
+    codes = np.clip(np.rint(x / np.float32(0.03)), -127, 127)
+    made = simulate(graph, np.moveaxis(codes, 1, -1).astype(np.int8))
+    (expected,) = run(proto, x, ["mean"])
+    # Half a step for each mean, and what a code makes that lands on the other side of a half.
+    assert np.abs(made["mean"] - expected).max() < 1.1 * step / min(finer, 10)
+
+
 def test_constants_coded_by_onnxruntimes_own_operator_are_those_that_onnx_s_own_makes() -> None:
     weight = np.random.default_rng(13).integers(-127, 128, (6, 3, 3, 3))
     proto = clipped_network(weight, 0, 255, np.uint8)
