@@ -449,3 +449,37 @@ def test_codes_of_two_scales_that_are_joined_as_if_they_had_one_are_refused() ->
     nodes = [*coded("double", "twice.b", "other"), node("Concat", "r twice", "both", axis=1)]
     nodes = [nodes[-1], node("QuantizeLinear", "both mid.s mid.z", "joined")]
     import_proto(joined(nodes, 12))
+
+
+@pytest.mark.parametrize("dtype", [np.int8, np.uint8])
+def test_an_input_dequantized_in_three_nodes_is_coded_as_the_file_says(dtype: type) -> None:
+    """As tf2onnx's --dequantize writes full-integer TFLite files."""
+    random = np.random.default_rng(6)
+    zero = np.iinfo(dtype).min + 100
+    constants = {
+        "zero": np.float32(zero), "scale": np.float32(0.02),
+        "w": random.normal(0, 0.3, (6, 3, 3, 3)).astype(np.float32),
+        "m": random.normal(size=(6, 4)).astype(np.float32),
+    }  # fmt: skip
+    nodes = [
+        node("Transpose", "x", "turned", perm=[0, 3, 1, 2]),
+        node("Cast", "turned", "cast", to=TensorProto.FLOAT),
+        node("Sub", "cast zero", "less"),
+        node("Mul", "less scale", "real"),
+        node("Conv", "real w", "conv", pads=[1, 1, 1, 1]),
+        node("Relu", "conv", "relu"),
+        node("GlobalAveragePool", "relu", "mean"),
+        node("Flatten", "mean", "flat"),
+        node("MatMul", "flat m", "y"),
+    ]
+    kind = TensorProto.INT8 if dtype is np.int8 else TensorProto.UINT8
+    proto = model(nodes, constants, kind=kind, shape=(9, 9, 3), result=TensorProto.FLOAT)
+    float_graph = import_proto(proto)
+    assert [op.name for op in float_graph.ops] == ["conv", "mean", "y"]
+    x = pictures(dtype, 80, 9, 9, 3)
+    reals = (x.astype(np.float64) - zero) * 0.02
+    graph = quantize(float_graph, float_graph.arrange(reals))
+    source = graph.tensors[graph.input]
+    assert source.scale == pytest.approx(0.02)
+    assert source.zero_point == zero - (128 if dtype is np.uint8 else 0)
+    assert agreement(device_logits(float_graph, graph, x), run(proto, x)[0]) >= 0.95
