@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from codegen.graph.floats import ChannelsFirst, FloatConv, window_output_shape
 from codegen.graph.ir import Padding
 from codegen.importer.nodes import Node
-from codegen.importer.quantized import stored_integers
+from codegen.importer.quantized import joined_coding, stored_integers
 from codegen.importer.state import Array, DilatedConv, ImportState
 from codegen.importer.views import (
     Group,
@@ -362,8 +362,17 @@ def concat(state: ImportState, node: Node) -> None:
     channels = axes_of(sum(role.shape[0] for role in roles))
     made = dataclasses.replace(roles[0], channels=channels)
     dims = tuple(channels if i == axis else group for i, group in enumerate(views[0].dims))
-    op = Concat(name, tuple(view.tensor for view in views), name)
-    state.append(node, op, made, dims)
+    _append_joined(
+        state, node, Concat(name, tuple(view.tensor for view in views), name), made, dims
+    )
+
+
+def _append_joined(
+    state: ImportState, node: Node, op: Concat, roles: Roles, dims: tuple[Group, ...]
+) -> None:
+    state.append(node, op, roles, dims)
+    if state.reads_codes(node):
+        state.codings[op.output] = joined_coding(state, node, op.inputs)
 
 
 def _with_channels(
@@ -401,7 +410,7 @@ def _stack(state: ImportState, node: Node, views: list[View], roles: Roles, axis
     dims = [each if group == roles.channels else group for group in first.dims]
     dims[axis] = stacked
     op = Concat(name, tuple(view.tensor for view in views), name)
-    state.append(node, op, made, tuple(dims))
+    _append_joined(state, node, op, made, tuple(dims))
 
 
 def _in_order_of(view: View) -> Roles:

@@ -54,6 +54,7 @@ from codegen.importer.passes import PASSES
 from codegen.importer.qoperator import to_qdq
 from codegen.importer.quant import quant_to_qdq
 from codegen.importer.quantized import ON_CODES, follow_integers
+from codegen.importer.spelled_codes import find_spelled_codes
 from codegen.importer.state import Affine, ImportState
 from codegen.importer.unrolled import find_unrolled
 from codegen.importer.views import Roles, View, picture_roles
@@ -343,6 +344,7 @@ def _read(state: ImportState, opset: int, output: str | None) -> tuple[Choice, D
     """What the file computes: which of its outputs, how, and what of the draft that is."""
     to_qdq(state)
     quant_to_qdq(state, opset)
+    find_spelled_codes(state)
     find_normalizations(state)
     constants = Constants(state.nodes, state.constants, opset)
     find_loops(state, constants)

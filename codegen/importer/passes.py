@@ -321,6 +321,8 @@ def end_with_outputs(draft: DraftGraph) -> None:
     coded or not, or the codes of the tensor itself where that is a picture.
 
     A vector that has the input's shape counts as one, if no matrix without an activation makes it.
+    Behind means of what an activation made, as SqueezeNet ends, there is a matrix that changes
+    nothing.
     """
     last = draft.ops.get(draft.output)
     if last is None or draft.output not in draft.shapes:  # nothing says what the input's axes are
@@ -330,6 +332,13 @@ def end_with_outputs(draft: DraftGraph) -> None:
         weight = last.weight.reshape(shape[0], -1)
         draft.ops[draft.output] = FloatHead(last.name, last.input, last.output, weight, last.bias)
         draft.codings.pop(draft.output, None)
+        return
+    taken = {identifier(op.name) for op in draft.ops.values()} | {*draft.ops, *draft.shapes}
+    name = next(n for i in itertools.count(1) if (n := f"outputs_{i}") not in taken)
+    if shape[1:] == (1, 1) and isinstance(last, GlobalAveragePool):
+        same, none = np.eye(shape[0]), np.zeros(shape[0])
+        draft.ops[name] = FloatHead(name, draft.output, name, same, none)
+        draft.output = name
         return
     if shape[1:] == (1, 1) and shape != draft.shapes[draft.input]:
         clamped = isinstance(last, Clamped) and last.clamp != NO_CLAMP
@@ -345,8 +354,6 @@ def end_with_outputs(draft: DraftGraph) -> None:
             f"the output is made by '{last.name}' and has {size} values, {list(shape)}; a device "
             f"has room for {MOST_OUTPUTS} at most: use a smaller input"
         )
-    taken = {identifier(op.name) for op in draft.ops.values()} | {*draft.ops, *draft.shapes}
-    name = next(n for i in itertools.count(1) if (n := f"outputs_{i}") not in taken)
     draft.ops[name] = FloatTensorOutput(name, draft.output, name)
     draft.output = name
 

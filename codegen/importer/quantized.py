@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -61,7 +61,10 @@ ON_CODES: Mapping[str, bool] = {
     **dict.fromkeys(
         (
             "Clip",
+            "Concat",
+            "DepthToSpace",
             "Dropout",
+            "Expand",
             "Flatten",
             "Gather",
             "GlobalMaxPool",
@@ -72,7 +75,9 @@ ON_CODES: Mapping[str, bool] = {
             "Relu",
             "Reshape",
             "Resize",
+            "ReverseSequence",
             "Slice",
+            "SpaceToDepth",
             "Split",
             "Squeeze",
             "Tile",
@@ -131,6 +136,20 @@ def quantize_linear(state: ImportState, node: Node) -> None:
     name = state.unique(node.name)
     state.append_elementwise(node, FloatClamp(name, view.tensor, name, NO_CLAMP), view)
     state.codings[name] = coding
+
+
+def joined_coding(state: ImportState, node: Node, tensors: Sequence[str]) -> Coding:
+    """How the codes of ``tensors``, which the node puts together as they are, are coded: alike."""
+    if any(name not in state.codes for name in node.inputs):
+        node.refuse("joins codes with constants; put DequantizeLinear before both")
+    codings = {state.codings.get(tensor) for tensor in tensors}
+    coding = codings.pop()
+    if coding is None or codings:
+        node.refuse(
+            "joins codes that aren't known to have one scale and zero point; put DequantizeLinear "
+            "before it, for each"
+        )
+    return coding
 
 
 def cast_codes(state: ImportState, node: Node, to: int) -> None:

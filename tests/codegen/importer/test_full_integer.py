@@ -20,7 +20,7 @@ from codegen.quantization.model import quantize_model
 from codegen.quantization.quantize import quantize
 from codegen.quantization.report import simulate
 from tests.codegen.exported import MODELS
-from tests.codegen.onnxruntime_oracle import agreement, run
+from tests.codegen.onnxruntime_oracle import agreement, outputs, run
 
 
 def model(
@@ -402,3 +402,112 @@ def test_zeros_around_codes_are_their_zero_point(dtype: type) -> None:
     proto.graph.node.extend(nodes)
     with pytest.raises(ModelError, match="supported are zeros, and the modes"):
         import_proto(proto)
+
+
+def joined(nodes: Sequence[NodeProto], size: int) -> onnx.ModelProto:
+    """A classifier of ``size`` features behind ``nodes``, which make the codes "joined" of "r.q"
+    and "twice.q": a convolution's and their double, of one scale."""
+    random = np.random.default_rng(4)
+    constants = {
+        "in.s": np.float32(0.02), "in.z": np.int8(-8), "mid.s": np.float32(0.03),
+        "mid.z": np.int8(-100), "other.z": np.int8(-90), "two": np.float32(2),
+        "w": random.normal(0, 0.2, (6, 3, 3, 3)).astype(np.float32),
+        "m": random.normal(size=(size, 4)).astype(np.float32),
+        "all": np.array([1, 6, 6, 12]), "steps": np.array([6]), "last": np.array([0, 3, 1, 2]),
+    }  # fmt: skip
+    nodes = [
+        node("DequantizeLinear", "x in.s in.z", "real"),
+        node("Conv", "real w", "conv"),
+        *coded("conv", "r", "mid"),
+        node("Mul", "r two", "double"),
+        *coded("double", "twice", "mid"),
+        *nodes,
+        node("DequantizeLinear", "joined mid.s mid.z", "joined.r"),
+        node("GlobalAveragePool", "joined.r", "mean"),
+        node("Flatten", "mean", "flat"),
+        node("MatMul", "flat m", "y"),
+    ]
+    return model(nodes, constants, kind=TensorProto.INT8, shape=(3, 8, 8))
+
+
+LAST = [
+    node("Transpose", "r.q", "r.last", perm=[0, 2, 3, 1]),
+    node("Transpose", "twice.q", "twice.last", perm=[0, 2, 3, 1]),
+    node("Concat", "r.last twice.last", "both", axis=3),
+    node("Transpose", "both", "joined", perm=[0, 3, 1, 2]),
+]
+
+
+@pytest.mark.parametrize(
+    ("nodes", "size"),
+    [
+        ([node("Concat", "r.q twice.q", "joined", axis=1)], 12),
+        (LAST, 12),
+        ([node("Concat", "r.q twice.q", "joined", axis=2)], 6),
+        ([node("DepthToSpace", "r.q", "wide", blocksize=1),
+          node("ReverseSequence", "wide steps", "joined", batch_axis=0, time_axis=1)], 6),
+        ([node("SpaceToDepth", "r.q", "joined", blocksize=2)], 24),
+        ([node("MaxPool", "r.q", "top", kernel_shape=[6, 6]), node("Expand", "top all", "wide"),
+          node("Concat", "wide wide", "joined", axis=1)], 12),
+    ],
+    ids=["channels", "channels last", "rows", "reversed", "depth", "repeated"],
+)  # fmt: skip
+def test_codes_that_are_joined_and_moved_as_they_are_keep_their_scale(
+    nodes: list[NodeProto], size: int
+) -> None:
+    """tf2onnx brings QuantizeLinear and DequantizeLinear to the other side of such operators."""
+    proto = joined(nodes, size)
+    float_graph = import_proto(proto)
+    graph = quantize(float_graph, None)
+    assert not any(isinstance(op, Requantize) for op in graph.ops)
+    x = pictures(np.int8, 60, 3, 8, 8)
+    got, expected = device_logits(float_graph, graph, x), outputs(proto, x)
+    assert np.abs(got - expected).max() < 0.05 * np.abs(expected).max()
+    assert agreement(got, expected) >= 0.95
+
+
+def test_codes_of_two_scales_that_are_joined_as_if_they_had_one_are_refused() -> None:
+    proto = joined([node("Concat", "r.q twice.q", "joined", axis=1)], 12)
+    for made in proto.graph.node:
+        if made.name in ("twice.q", "twice"):
+            made.input[2] = "other.z"
+    with pytest.raises(ModelError, match=r"'joined' \(Concat\): .* put DequantizeLinear before it"):
+        import_proto(proto)
+    # The remedy.
+    nodes = [*coded("double", "twice.b", "other"), node("Concat", "r twice", "both", axis=1)]
+    nodes = [nodes[-1], node("QuantizeLinear", "both mid.s mid.z", "joined")]
+    import_proto(joined(nodes, 12))
+
+
+@pytest.mark.parametrize("dtype", [np.int8, np.uint8])
+def test_an_input_dequantized_in_three_nodes_is_coded_as_the_file_says(dtype: type) -> None:
+    """As tf2onnx's --dequantize writes full-integer TFLite files."""
+    random = np.random.default_rng(6)
+    zero = np.iinfo(dtype).min + 100
+    constants = {
+        "zero": np.float32(zero), "scale": np.float32(0.02),
+        "w": random.normal(0, 0.3, (6, 3, 3, 3)).astype(np.float32),
+        "m": random.normal(size=(6, 4)).astype(np.float32),
+    }  # fmt: skip
+    nodes = [
+        node("Transpose", "x", "turned", perm=[0, 3, 1, 2]),
+        node("Cast", "turned", "cast", to=TensorProto.FLOAT),
+        node("Sub", "cast zero", "less"),
+        node("Mul", "less scale", "real"),
+        node("Conv", "real w", "conv", pads=[1, 1, 1, 1]),
+        node("Relu", "conv", "relu"),
+        node("GlobalAveragePool", "relu", "mean"),
+        node("Flatten", "mean", "flat"),
+        node("MatMul", "flat m", "y"),
+    ]
+    kind = TensorProto.INT8 if dtype is np.int8 else TensorProto.UINT8
+    proto = model(nodes, constants, kind=kind, shape=(9, 9, 3), result=TensorProto.FLOAT)
+    float_graph = import_proto(proto)
+    assert [op.name for op in float_graph.ops] == ["conv", "mean", "y"]
+    x = pictures(dtype, 80, 9, 9, 3)
+    reals = (x.astype(np.float64) - zero) * 0.02
+    graph = quantize(float_graph, float_graph.arrange(reals))
+    source = graph.tensors[graph.input]
+    assert source.scale == pytest.approx(0.02)
+    assert source.zero_point == zero - (128 if dtype is np.uint8 else 0)
+    assert agreement(device_logits(float_graph, graph, x), run(proto, x)[0]) >= 0.95

@@ -14,6 +14,7 @@ from codegen.graph.floats import FloatConv, FloatGraph, FloatHead
 from codegen.importer.model import import_proto
 from codegen.operators.execution import evaluate
 from tests.codegen.dense_network import dense_network
+from tests.codegen.int8_network import int8_outputs
 from tests.codegen.onnxruntime_oracle import run
 
 ML = "ai.onnx.ml"
@@ -245,3 +246,39 @@ def test_a_damaged_linear_model_is_refused_by_its_node(
     model = with_outputs(dense_network((4,), 3), [linear], ["values"])
     with pytest.raises(ModelError, match=rf"'linear' .*{message}"):
         import_proto(model, "net", "none")
+
+
+def test_classes_that_are_means_of_what_an_activation_made_pass_a_matrix_that_changes_nothing() -> (
+    None
+):
+    """As SqueezeNet ends, and MobileNets whose last convolution has a Relu6."""
+    random = np.random.default_rng(8)
+    constants = {
+        "w": random.normal(0, 0.4, (5, 3, 3, 3)).astype(np.float32),
+        "low": np.float32(0), "high": np.float32(6),
+    }  # fmt: skip
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["conv"], "conv"),
+        helper.make_node("Clip", ["conv", "low", "high"], ["active"], "active"),
+        helper.make_node("GlobalAveragePool", ["active"], ["mean"], "mean"),
+        helper.make_node("Flatten", ["mean"], ["logits"], "flat"),
+        helper.make_node("Softmax", ["logits"], ["y"], "softmax"),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "means",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 3, 8, 8])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 5])],
+        [numpy_helper.from_array(value, name) for name, value in constants.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)])
+    model.ir_version = 8
+    made = import_proto(model)
+    assert isinstance(made.ending, FloatHead)
+    assert np.array_equal(made.ending.weight, np.eye(5))
+    x = random.normal(size=(60, 3, 8, 8)).astype(np.float32)
+    (expected,) = run(model, x, ["logits"])
+    np.testing.assert_allclose(evaluate(made, x)[made.ending.output], expected, atol=1e-5)
+    got = int8_outputs(made, x)
+    assert np.abs(got - expected).max() < 0.02 * expected.max()
+    assert made.loss_choice.loss == "cross-entropy"
