@@ -11,7 +11,6 @@ from onnx import TensorProto, numpy_helper
 
 from codegen.importer.comparisons import COMPARISONS, extremum
 from codegen.importer.layers import (
-    concat,
     conv,
     gemm,
     linear_classifier,
@@ -25,7 +24,7 @@ from codegen.importer.normalization import (
     instance_normalization,
     layer_normalization,
 )
-from codegen.importer.padding import pad
+from codegen.importer.padding import concat_any, pad
 from codegen.importer.pairs import expand, tile
 from codegen.importer.pools import (
     average_pool,
@@ -274,8 +273,9 @@ _OWN: Mapping[str, Handler] = {
     "Cast": Handler(_cast, "nothing", "casts of activations to integers", renames=True),
     "CastLike": Handler(_cast_like, "nothing", renames=True),
     "Concat": Handler(
-        concat,
-        "Concat of channels; of other dimensions, with a Transpose of each before it",
+        concat_any,
+        "Concat of channels; of other dimensions, with a Transpose of each before it; of a tensor "
+        "and constants: as Pad, and Add",
         "pictures of unlike size; more than three dimensions",
     ),
     "Constant": Handler(_constant, "a constant", "sparse tensors and strings"),

@@ -11,9 +11,9 @@ import numpy as np
 from codegen.graph.floats import FloatConv
 from codegen.graph.ir import Padding
 from codegen.importer.constants import Constants
-from codegen.importer.layers import sum_of
+from codegen.importer.layers import concat, sum_of
 from codegen.importer.nodes import Node
-from codegen.importer.scaling import append_affine
+from codegen.importer.scaling import add, append_affine
 from codegen.importer.state import ImportState
 from codegen.importer.views import View, axes_of, channels_last_dims, picture_dims
 
@@ -99,6 +99,38 @@ def pad(state: ImportState, node: Node) -> None:
     _pad_with_zeros(state, dataclasses.replace(inner, inputs=(less,), outputs=(wide,)), by_axis)
     higher = dataclasses.replace(inner, inputs=(wide,))
     append_affine(state, higher, state.view(higher), np.array(1.0), np.array(value), ())
+
+
+def concat_any(state: ImportState, node: Node) -> None:
+    """Concat, of which constants at its ends are added to the tensor with zeros in their place."""
+    known = [name in state.constants for name in node.inputs]
+    if not any(known) or all(known):
+        concat(state, node)
+        return
+    first, last = known.index(False), len(known) - known[::-1].index(False)
+    if any(known[first:last]):
+        node.refuse(
+            "has a constant between two tensors; concatenate the tensors first, then the constant"
+        )
+    middle, wide = (f"{node.outputs[0]}@{role}" for role in ("tensors", "wide"))
+    concat(state, dataclasses.replace(node, inputs=node.inputs[first:last], outputs=(middle,)))
+    sizes = state.view(dataclasses.replace(node, inputs=(middle,))).sizes
+    axis = node.place(int(node.attributes.get("axis", 1)), len(sizes))
+    parts = [
+        np.zeros(sizes) if index == first else state.constant(node, index, "constant")
+        for index in range(len(known))
+        if known[index] or index == first
+    ]
+    whole = np.concatenate(parts, axis)
+    before = sum(part.shape[axis] for part in parts[:first])
+    pads = np.zeros((2, len(sizes)), dtype=np.int64)
+    pads[:, axis] = before, whole.shape[axis] - before - sizes[axis]
+    state.constants.update({f"{wide}@pads": pads.reshape(-1), f"{wide}@values": whole})
+    pad(
+        state,
+        dataclasses.replace(node, inputs=(middle, f"{wide}@pads"), outputs=(wide,), attributes={}),
+    )
+    add(state, dataclasses.replace(node, inputs=(wide, f"{wide}@values")))
 
 
 def _value(state: ImportState, node: Node) -> float:

@@ -206,6 +206,34 @@ def test_zeros_around_a_picture_can_be_read_in_any_order() -> None:
     assert_agrees(model(nodes, constants, shape=("batch", 3, 8, 7)))
 
 
+@pytest.mark.parametrize("order", ["a places", "places a", "row a a places"])
+def test_a_constant_that_is_concatenated_is_added_where_zeros_are(order: str) -> None:
+    nodes = [
+        node("Conv", "x w", "a"),
+        node("Concat", order, "b", axis=1),
+        node("Conv", "b v", "y", pads=[1, 1, 1, 1]),
+    ]
+    sizes = {"a": 4, "places": 2, "row": 1}
+    constants = {
+        "w": normal(4, 3, 1, 1), "places": normal(1, 2, 8, 7), "row": normal(1, 1, 8, 7),
+        "v": normal(8, sum(sizes[name] for name in order.split()), 3, 3),
+    }  # fmt: skip
+    ended(nodes, constants, (1, 3, 8, 7))
+
+
+def test_a_constant_between_tensors_is_refused_until_it_stands_behind_them() -> None:
+    nodes = [
+        node("Conv", "x w", "a"),
+        node("Concat", "a places a", "b", axis=1),
+        node("Conv", "b v", "y"),
+    ]
+    constants = {"w": normal(4, 3, 1, 1), "places": normal(1, 2, 8, 7), "v": normal(8, 10, 1, 1)}
+    with pytest.raises(ModelError, match=r"'b' \(Concat\): has a constant between two tensors"):
+        import_proto(model(nodes, constants, shape=(1, 3, 8, 7), output="y"))
+    nodes[1] = node("Concat", "a a places", "b", axis=1)
+    ended(nodes, constants, (1, 3, 8, 7))
+
+
 def test_a_pad_of_the_batch_or_of_all_there_is_is_refused() -> None:
     for pads, reason in (
         (ints(0, 0, 0, 0, 1, 0, 0, 0), "the batch can't be padded"),
