@@ -9,15 +9,13 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from onnx import TensorProto, numpy_helper
 
-from codegen.importer.comparisons import COMPARISONS
+from codegen.importer.comparisons import COMPARISONS, extremum
 from codegen.importer.layers import (
-    concat,
     conv,
     gemm,
     linear_classifier,
     linear_regressor,
     matmul,
-    pad,
 )
 from codegen.importer.loops import REMEDY
 from codegen.importer.nodes import Node
@@ -26,7 +24,8 @@ from codegen.importer.normalization import (
     instance_normalization,
     layer_normalization,
 )
-from codegen.importer.pairs import expand, extremum, tile
+from codegen.importer.padding import concat_any, pad
+from codegen.importer.pairs import expand, tile
 from codegen.importer.pools import (
     average_pool,
     global_average_pool,
@@ -41,6 +40,7 @@ from codegen.importer.scaling import (
     add,
     batch_normalization,
     div,
+    mean_of_all,
     mul,
     neg,
     p_relu,
@@ -186,6 +186,10 @@ def _transpose(state: ImportState, node: Node) -> None:
     state.views[node.outputs[0]] = dataclasses.replace(view, dims=dims)
 
 
+def _size(state: ImportState, node: Node) -> None:
+    state.constants[node.outputs[0]] = np.array(math.prod(state.view(node).sizes), dtype=np.int64)
+
+
 def _shape(state: ImportState, node: Node) -> None:
     sizes = list(state.view(node).sizes)
     end = node.attributes.get("end")
@@ -247,7 +251,10 @@ def _softmax(state: ImportState, node: Node) -> None:
 
 
 _FREE = "the same values in other dimensions: it costs nothing"
-_EXTREMUM = "of a tensor and one number: an activation; of tensors: Add, the activation, Add"
+_EXTREMUM = (
+    "of a tensor and one number: an activation; of tensors, or with a constant of several: Add, "
+    "the activation, Add"
+)
 _ORDER = "the same values in other dimensions, as Reshape and Transpose make them"
 _CONSTANTS = (
     "part of the layer before it, or a depthwise 1x1 layer of its own; where the constant varies "
@@ -273,8 +280,9 @@ _OWN: Mapping[str, Handler] = {
     "Cast": Handler(_cast, "nothing", "casts of activations to integers", renames=True),
     "CastLike": Handler(_cast_like, "nothing", renames=True),
     "Concat": Handler(
-        concat,
-        "Concat of channels; of other dimensions, with a Transpose of each before it",
+        concat_any,
+        "Concat of channels; of other dimensions, with a Transpose of each before it; of a tensor "
+        "and constants: as Pad, and Add",
         "pictures of unlike size; more than three dimensions",
     ),
     "Constant": Handler(_constant, "a constant", "sparse tensors and strings"),
@@ -297,7 +305,7 @@ _OWN: Mapping[str, Handler] = {
     ),
     "Div": Handler(
         div,
-        "by a constant: " + _CONSTANTS + "; of a number by a tensor: a table by code, and of two "
+        "by a constant: " + _CONSTANTS + "; of a constant by a tensor: a table by code, and of two "
         "functions of one tensor, as in a softsign",
         "division by what may be 0",
     ),
@@ -349,9 +357,11 @@ _OWN: Mapping[str, Handler] = {
     "LogSoftmax": Handler(_softmax, "the loss, at the end", "anywhere else than at the end"),
     "MatMul": Handler(
         matmul,
-        "a fully connected layer, or a 1x1 convolution along the last dimension",
-        "products of two activations; weights of other than two dimensions",
+        "a fully connected layer, or a 1x1 convolution along the last dimension; of a constant by "
+        "a tensor: along the last but one",
+        "products of two activations; several matrices, one for each part of a tensor",
     ),
+    "Mean": Handler(mean_of_all, "as Sum, divided by a number", "as of Add"),
     "Max": Handler(extremum, _EXTREMUM),
     "MaxPool": Handler(
         max_pool, "MaxPool", "dilations; its second output; more than two spatial dimensions"
@@ -370,8 +380,9 @@ _OWN: Mapping[str, Handler] = {
     "Pad": Handler(
         pad,
         "the padding of the convolution or average pool that follows, else Rearrange; channels "
-        "may be last; what repeats or mirrors a tensor's own: Gather",
-        "other values than 0; zeros around the channels; negative pads",
+        "may be last; more channels: a 1x1 convolution; another value: Rearrange between two Add, "
+        "below all numbers the padding of a MaxPool; what repeats or mirrors a tensor's own, or "
+        "cuts it: Gather",
     ),
     "QuantizeLinear": Handler(
         quantize_linear,
@@ -397,7 +408,9 @@ _OWN: Mapping[str, Handler] = {
     ),
     "ReduceSum": Handler(reduce_sum, "as ReduceMean, and a product"),
     "Reshape": Handler(
-        _reshape, _FREE, "what neither merges whole dimensions nor splits them", renames=True
+        _reshape,
+        _FREE + ", where whole dimensions are merged or split; else a Transpose of the codes",
+        renames=True,
     ),
     "Resize": Handler(
         resize,
@@ -414,6 +427,7 @@ _OWN: Mapping[str, Handler] = {
         "lengths that aren't those of the whole",
     ),
     "Shape": Handler(_shape, "a constant", renames=True),
+    "Size": Handler(_size, "a constant", renames=True),
     "ai.onnx.ml.LinearClassifier": Handler(
         linear_classifier,
         "a fully connected layer, a logit for each class",

@@ -1,10 +1,8 @@
-"""What the importer does with convolutions, matrices, concatenations and zeros around pictures."""
+"""What the importer does with convolutions, matrices and concatenations."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
-from typing import Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,16 +17,10 @@ from codegen.importer.views import (
     Roles,
     View,
     axes_of,
-    channels_last_dims,
     picture_dims,
     size_of,
 )
 from codegen.operators.concat import Concat
-
-_Copies: TypeAlias = Literal["edge", "reflect", "wrap"]
-
-_MOST_COPIES: Mapping[_Copies, float] = {"edge": np.inf, "reflect": -1.0, "wrap": 0.0}
-"""Modes of Pad that copy, and by how much more than a dimension's size they can pad it."""
 
 # Attributes: one entry per spatial dimension in the file, two here; 1-D layers get height 1.
 
@@ -268,16 +260,51 @@ def _rows(node: Node, count: int) -> tuple[Array, Array]:
 def matmul(state: ImportState, node: Node) -> None:
     """MatMul of an activation with a constant matrix."""
     if node.input(0) in state.constants:
-        node.refuse("multiplies a constant by an activation; write the activation first")
+        _matrix_before(state, node)
+        return
     if node.input(1) in state.views:
         node.refuse(
             "multiplies two activations, as attention does; of products only those with constant "
             "matrices are supported: use convolutions (over time) in its place"
         )
     weight = state.constant(node, 1, "weight")
-    if weight.ndim != 2:
-        node.refuse(f"its weight has {weight.ndim} dimensions; a matrix is needed")
-    _linear(state, node, weight, 1, np.zeros(weight.shape[1]), as_stored=True)
+    _check_matrix(node, weight, state.view(node))
+    matrix = weight.reshape(weight.shape[-2:]) if weight.ndim > 1 else weight[:, np.newaxis]
+    _linear(state, node, matrix, 1, np.zeros(matrix.shape[1]), as_stored=weight.ndim == 2)
+    if weight.ndim == 1:
+        made = state.views[node.outputs[0]]
+        state.views[node.outputs[0]] = dataclasses.replace(made, dims=made.dims[:-1])
+
+
+def _matrix_before(state: ImportState, node: Node) -> None:
+    """A constant matrix times an activation: along the last dimension but one of that."""
+    weight, view = state.constant(node, 0, "weight"), state.view(node, 1)
+    _check_matrix(node, weight, view)
+    if weight.ndim == 1 or len(view.dims) < 3:
+        node.refuse(
+            f"multiplies a constant of shape {list(weight.shape)} by a tensor of shape "
+            f"{list(view.sizes)}, of which the batch is a dimension; write the activation first"
+        )
+    before, after = (f"{node.outputs[0]}@{role}" for role in ("turned", "product"))
+    state.views[before] = _with_last_swapped(view)
+    turned = dataclasses.replace(node, inputs=(before, node.input(0)), outputs=(after,))
+    matrix = weight.reshape(weight.shape[-2:])
+    _linear(state, turned, matrix, 0, np.zeros(len(matrix)), as_stored=weight.ndim == 2)
+    state.views[node.outputs[0]] = _with_last_swapped(state.views[after])
+
+
+def _with_last_swapped(view: View) -> View:
+    *first, rows, columns = view.dims
+    return dataclasses.replace(view, dims=(*first, columns, rows))
+
+
+def _check_matrix(node: Node, weight: Array, view: View) -> None:
+    """Refuses a weight that isn't one matrix, or a vector."""
+    if weight.ndim < 1 or weight.ndim > len(view.dims) or set(weight.shape[:-2]) - {1}:
+        node.refuse(
+            f"its weight has shape {list(weight.shape)}, which isn't one matrix for all of a "
+            f"tensor of shape {list(view.sizes)}; split the tensor, and use a MatMul for each part"
+        )
 
 
 def _linear(
@@ -329,7 +356,7 @@ def _linear(
     state.append(node, op, made, (*view.dims[:-1], outputs))
 
 
-# Concatenation and padding.
+# Concatenation.
 
 
 def concat(state: ImportState, node: Node) -> None:
@@ -420,72 +447,3 @@ def _in_order_of(view: View) -> Roles:
         groups[0] if groups else (), groups[1] if len(groups) == 3 else (),
         groups[-1] if len(groups) > 1 else (),
     )  # fmt: skip
-
-
-def pad(state: ImportState, node: Node) -> None:
-    """Pad with zeros around height and width, which stand before channels where these are last, or
-    with what a tensor has elsewhere along a dimension."""
-    mode = node.attributes.get("mode", "constant")
-    copies = next((kind for kind in _MOST_COPIES if kind == mode), None)
-    if mode != "constant" and copies is None:
-        node.refuse(f"attribute mode = {mode} is unknown; use constant, {', '.join(_MOST_COPIES)}")
-    value = float(state.constant(node, 2, "value").reshape(-1)[0]) if node.input(2) else 0.0
-    value = state.real_value(node, value)
-    if copies is None and value != 0.0:
-        node.refuse(
-            f"pads with the value {value:g}; supported are zeros, and the modes "
-            f"{', '.join(_MOST_COPIES)}"
-        )
-    pads = state.constant(node, 1, "pads").astype(int).reshape(-1).tolist()
-    rank = len(state.padded_view(node).dims)
-    axes = list(range(rank))
-    if node.input(3):
-        axes = [node.place(a, rank) for a in state.constant(node, 3, "axes").reshape(-1)]
-    if len(pads) != 2 * len(axes):
-        node.refuse(f"has {len(pads)} pads for {len(axes)} dimensions; export the model again")
-    half = len(axes)
-    by_axis = {axis: (pads[i], pads[half + i]) for i, axis in enumerate(axes)}
-    if not any(pads):
-        state.rename(node)
-        return
-    padded = {axis for axis, around in by_axis.items() if any(around)}
-    view = state.padded_view(node)
-    last = (
-        rank in (3, 4) and rank - 1 not in padded and (1 in padded or view.tensor in state.shapes)
-    )
-    if last:
-        known = state.roles(node, view, channels_last=True)
-        last = view.dims == channels_last_dims(known, rank) != picture_dims(known, rank)
-    if copies is not None:
-        _pad_with_copies(state, node, copies, {axis: by_axis[axis] for axis in padded})
-        return
-    if min(pads) < 0 or 0 in padded or (1 in padded and not last):
-        node.refuse(
-            f"pads = {pads}; only height and width can be padded, by 0 or more (to widen the "
-            "channels of a shortcut, use a 1x1 Conv)"
-        )
-    if not last:
-        view, _ = state.picture(node, padded=True)
-    rows, columns = (rank - 3, rank - 2) if last else (rank - 2, rank - 1)
-    top, bottom = by_axis.get(rows, (0, 0)) if rank == 4 else (0, 0)
-    left, right = by_axis.get(columns, (0, 0))
-    more = sum_of(Padding(top, left, bottom, right), view.padding)
-    state.views[node.outputs[0]] = dataclasses.replace(view, padding=more)
-
-
-def _pad_with_copies(
-    state: ImportState, node: Node, mode: _Copies, pads: Mapping[int, tuple[int, int]]
-) -> None:
-    view = state.view(node)
-    for axis, around in pads.items():
-        size = view.sizes[axis]
-        most = size + _MOST_COPIES[mode]
-        if min(around) < 0 or max(around) > most:
-            possible = "0 or more" if most == np.inf else f"0 to {most:g}"
-            node.refuse(
-                f"pads dimension {axis} by {list(around)}; mode {mode} pads {size} entries by "
-                f"{possible}"
-            )
-        entries = np.pad(np.arange(size), around, mode=mode)  # modes have ONNX's names there
-        view = state.take(node, view, axis, entries.tolist())
-    state.views[node.outputs[0]] = view

@@ -23,7 +23,7 @@ import numpy as np
 import onnx
 import onnx.version_converter
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
-from onnx import numpy_helper
+from onnx import helper, numpy_helper
 from onnx.inliner import inline_local_functions
 
 from codegen.errors import ModelError
@@ -50,6 +50,7 @@ from codegen.importer.loss import Outputs, choose_loss
 from codegen.importer.nodes import Node, named_nodes
 from codegen.importer.normalization import find_normalizations, lay_out_normalizations
 from codegen.importer.outputs import Choice, choose_output
+from codegen.importer.padding import pads_to_max_pools
 from codegen.importer.passes import PASSES
 from codegen.importer.qoperator import to_qdq
 from codegen.importer.quant import quant_to_qdq
@@ -57,12 +58,15 @@ from codegen.importer.quantized import ON_CODES, follow_integers
 from codegen.importer.spelled_codes import find_spelled_codes
 from codegen.importer.state import Affine, ImportState
 from codegen.importer.unrolled import find_unrolled
+from codegen.importer.upsampling import COORDINATES_BEFORE, NEAREST_BEFORE
 from codegen.importer.views import Roles, View, picture_roles
 from codegen.operators.transpose import Transpose
 
 __all__ = ["OLDEST_OPSET", "SUPPORTED_OPERATORS", "import_model", "import_proto", "load_file"]
 
 OLDEST_OPSET = 13
+
+_OPSET_OF_COORDINATES = 11  # from which on a Resize says where its pixels lie
 
 _LEFT_OVER = "the exporter has left it as it was; change the model, or its opset"
 
@@ -288,7 +292,7 @@ def _check_operators(graph: onnx.GraphProto) -> None:
 def _converted(model: onnx.ModelProto, opset: int) -> onnx.ModelProto:
     """``model``, which is valid, with the operators of `OLDEST_OPSET`."""
     try:
-        return onnx.version_converter.convert_version(model, OLDEST_OPSET)
+        converted = onnx.version_converter.convert_version(model, OLDEST_OPSET)
     except (
         onnx.version_converter.ConvertError, onnx.shape_inference.InferenceError, RuntimeError,
         ValueError,
@@ -298,6 +302,11 @@ def _converted(model: onnx.ModelProto, opset: int) -> onnx.ModelProto:
             f"the model uses ONNX opset {opset}, which can't be converted ({reason}); export it "
             f"with opset {OLDEST_OPSET} or later"
         ) from error
+    for node in converted.graph.node if opset < _OPSET_OF_COORDINATES else ():
+        if node.op_type == "Resize":  # the converter leaves it to the defaults of today's
+            node.attribute.append(helper.make_attribute(*COORDINATES_BEFORE))
+            node.attribute.append(helper.make_attribute(*NEAREST_BEFORE))
+    return converted
 
 
 _Import = tuple[ImportState, Choice, DraftGraph, View]
@@ -350,6 +359,7 @@ def _read(state: ImportState, opset: int, output: str | None) -> tuple[Choice, D
     find_loops(state, constants)
     find_unrolled(state, constants)
     find_distributed(state, constants)
+    pads_to_max_pools(state, constants)
     chosen = choose_output(state.nodes, state.outputs, output, state.constants)
     return chosen, *_run(state, chosen, constants)
 
@@ -384,7 +394,7 @@ def _check_control_flow(state: ImportState, nodes: Sequence[Node], constants: Co
     for node in nodes:
         names = {name for name in node.inputs if name}
         fixed = all(name in decided or constants.value(name) is not None for name in names)
-        if node.operator == "Shape" or fixed:
+        if node.operator in ("Shape", "Size") or fixed:
             decided.update(node.outputs)
         if node.operator == "Loop":
             refuse_loop(node, constants)

@@ -44,7 +44,11 @@ _PICKS = ("Gather", "ReduceMax", "Slice", "Split")
 """Of probabilities, the one that a user wants to know."""
 _LABELLING = tuple(f"ai.onnx.ml.{kind}Classifier" for kind in ("Linear", "SVM", "TreeEnsemble"))
 """Their first output is the label, the second are its scores."""
-_RENAMES = {name for name, handler in HANDLERS.items() if handler.renames} - {"Gather", "Shape"}
+_RENAMES = {name for name, handler in HANDLERS.items() if handler.renames} - {
+    "Gather",
+    "Shape",
+    "Size",
+}
 """Scores stay what they are; Gather may leave some out, and a Shape is none."""
 _ENDS = ("Softmax", "LogSoftmax", "Sigmoid")
 

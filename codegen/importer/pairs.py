@@ -7,7 +7,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from codegen.graph.floats import Clamp
 from codegen.importer.nodes import Node
 from codegen.importer.state import ImportState
 from codegen.importer.views import Axis, Group, Roles, View, axes_of, picture_roles, size_of
@@ -16,7 +15,6 @@ from codegen.operators.expand import Expand
 from codegen.operators.gather import Gather
 from codegen.operators.product import FloatProduct
 from codegen.operators.rearrange import Rearrange, by_axis
-from codegen.operators.requantize import FloatClamp, bound_by_number
 
 
 class _Pair(NamedTuple):
@@ -46,36 +44,6 @@ def product_of_two(state: ImportState, node: Node) -> None:
     state.append(node, FloatProduct(name, tensors, name), pair.roles, pair.dims)
 
 
-def extremum(state: ImportState, node: Node) -> None:
-    """Max or Min: an activation where one of two is a number; of tensors a + relu(b - a), or
-    a - relu(a - b), one after the other."""
-    if len(node.inputs) == 1:
-        state.rename(node)
-        return
-    if len(node.inputs) > 2:
-        partial = f"{node.outputs[0]}@{len(node.inputs) - 1}"
-        extremum(state, dataclasses.replace(node, inputs=node.inputs[:-1], outputs=(partial,)))
-        node = dataclasses.replace(node, inputs=(partial, node.inputs[-1]))
-    constants = [index for index, name in enumerate(node.inputs) if name in state.constants]
-    if constants:
-        bound_by_number(state, node, constants[0])
-        return
-    if state.reads_codes(node):
-        node.refuse("compares two tensors in integers; put DequantizeLinear before it")
-    least = node.operator == "Min"
-    first, second = node.inputs
-    apart, above = (f"{node.outputs[0]}@{what}" for what in ("apart", "above"))
-    order = (first, second) if least else (second, first)
-    difference = dataclasses.replace(
-        node, name=f"{node.name}_apart", inputs=order, outputs=(apart,)
-    )
-    sum_of_two(state, difference, subtracts=True)
-    positive = dataclasses.replace(difference, inputs=(apart,), outputs=(above,))
-    view, name = state.view(positive), state.unique(f"{node.name}_above")
-    state.append_elementwise(positive, FloatClamp(name, view.tensor, name, Clamp(low=0.0)), view)
-    sum_of_two(state, dataclasses.replace(node, inputs=(first, above)), subtracts=least)
-
-
 def _pair(state: ImportState, node: Node, verb: str) -> _Pair:
     views = [state.view(node, index) for index in (0, 1)]
     if not _fits(state, node, views):
@@ -96,12 +64,22 @@ def _pair(state: ImportState, node: Node, verb: str) -> _Pair:
     sides = [_sides(one), _sides(other)]
     roles = Roles(*(a or b for a, b in zip(sides[large], sides[1 - large], strict=True)))
     dims = _dims(views)
-    return _Pair(
-        views,
-        whole,
-        roles,
-        tuple(a or b for a, b in zip(dims[large], dims[1 - large], strict=True)),
-    )
+    groups = tuple(a or b for a, b in zip(dims[large], dims[1 - large], strict=True))
+    every = [axis for side in _sides(roles) for axis in side]
+    if len(set(every)) < len(every):
+        # Two views of one tensor, of which each has an axis elsewhere: these are two of the result.
+        own = {axis: Axis(axis.size) for side in sides[large] for axis in side}
+        roles = Roles(
+            *(
+                tuple(own[axis] for axis in a) or b
+                for a, b in zip(sides[large], sides[1 - large], strict=True)
+            )
+        )
+        groups = tuple(
+            tuple(own[axis] for axis in a) or b
+            for a, b in zip(dims[large], dims[1 - large], strict=True)
+        )
+    return _Pair(views, whole, roles, groups)
 
 
 def _is_picture(view: View) -> bool:
@@ -119,15 +97,18 @@ def _dims(views: list[View]) -> list[tuple[Group, ...]]:
 
 
 def _fits(state: ImportState, node: Node, views: list[View]) -> bool:
-    """Whether the tensors lie alike along each dimension in which both are larger than 1."""
+    """Whether the tensors lie alike along each dimension in which both are larger than 1, and what
+    one lacks in a dimension of the other isn't in a different one."""
     both = [state.roles(node, view) for view in views]
     shapes = zip(*(roles.shape for roles in both), strict=True)
     arranged = [
         [_arrangement(group, roles) for group in dims]
         for dims, roles in zip(_dims(views), both, strict=True)
     ]
+    have = [{run[0] for runs in each for run in runs} for each in arranged]
     return all(a == b or 1 in (a, b) for a, b in shapes) and all(
-        a == b or not a or not b for a, b in zip(*arranged, strict=True)
+        a == b if a and b else not have[bool(a)] & {run[0] for run in a or b}
+        for a, b in zip(*arranged, strict=True)
     )
 
 
@@ -174,15 +155,15 @@ def expand(state: ImportState, node: Node) -> None:
         b not in (1, a) and a != 1 for a, b in zip(sizes, wanted, strict=False)
     ):
         node.refuse(f"expands {list(sizes)} to {wanted}; reshape it to as many dimensions first")
-    _repeat(state, node, [max(b // a, 1) for a, b in zip(sizes, wanted, strict=True)])
+    repeat(state, node, [max(b // a, 1) for a, b in zip(sizes, wanted, strict=True)])
 
 
 def tile(state: ImportState, node: Node) -> None:
     """Tile by constant repeats."""
-    _repeat(state, node, [int(n) for n in state.constant(node, 1, "repeats").reshape(-1)])
+    repeat(state, node, [int(n) for n in state.constant(node, 1, "repeats").reshape(-1)])
 
 
-def _repeat(state: ImportState, node: Node, counts: list[int]) -> None:
+def repeat(state: ImportState, node: Node, counts: list[int]) -> None:
     """Along each dimension, so many times what there is."""
     view = state.view(node)
     if len(counts) != len(view.dims) or min(counts) < 1 or counts[0] != 1:

@@ -61,8 +61,8 @@ def _window(
         more = [
             _ceil_extension(length, before, after, extent, step)
             for length, before, after, extent, step in (
-                (height, padding.top, padding.bottom, window[0], stride[0]),
-                (width, padding.left, padding.right, window[1], stride[1]),
+                (size[0], given.top, given.bottom, window[0], stride[0]),
+                (size[1], given.left, given.right, window[1], stride[1]),
             )
         ]
         padding = sum_of(padding, Padding(0, 0, *more))
@@ -139,6 +139,9 @@ def _reduce_axes(state: ImportState, node: Node, largest: bool) -> None:
         axes = state.constant(node, 1, "axes").astype(int).reshape(-1).tolist()
     else:
         axes = list(node.attributes.get("axes", ()))
+    if not axes and int(node.attributes.get("noop_with_empty_axes", 0)):
+        state.rename(node)
+        return
     if not axes:
         node.refuse("names no axes, which reduces the batch as well; name height and width")
     keep = bool(int(node.attributes.get("keepdims", 1)))

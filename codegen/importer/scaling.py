@@ -72,7 +72,7 @@ def _sum(state: ImportState, node: Node, sign: float) -> None:
     if index is None:
         sum_of_two(state, node, subtracts=sign < 0)
         return
-    view, value, axes = _with_constant(state, node, index)
+    view, value, axes = with_constant(state, node, index)
     gain, shift = (sign, value) if index == 0 else (1.0, sign * value)
     append_affine(state, node, view, np.array(gain), shift, axes)
 
@@ -82,6 +82,7 @@ def sum_of_all(state: ImportState, node: Node) -> None:
     if len(node.inputs) == 1:
         state.rename(node)
         return
+    node = constants_last(state, node)
     if len(node.inputs) > 2:
         partial = f"{node.outputs[0]}@{len(node.inputs) - 1}"
         first = dataclasses.replace(node, inputs=node.inputs[:-1], outputs=(partial,))
@@ -90,19 +91,28 @@ def sum_of_all(state: ImportState, node: Node) -> None:
     add(state, node)
 
 
+def mean_of_all(state: ImportState, node: Node) -> None:
+    """Mean: the sum, divided by how many there were."""
+    whole = f"{node.outputs[0]}@sum"
+    sum_of_all(state, dataclasses.replace(node, outputs=(whole,)))
+    scaled = dataclasses.replace(node, inputs=(whole,))
+    share = np.array(1 / len(node.inputs))
+    append_affine(state, scaled, state.view(scaled), share, np.array(0.0), ())
+
+
 def mul(state: ImportState, node: Node) -> None:
     """Mul by a constant, or of two tensors."""
     index = _place_of_constant(state, node)
     if index is None:
         product_of_two(state, node)
         return
-    view, value, axes = _with_constant(state, node, index)
+    view, value, axes = with_constant(state, node, index)
     append_affine(state, node, view, value, np.array(0.0), axes)
 
 
 def div(state: ImportState, node: Node) -> None:
-    """Div by a constant, of one number by a tensor, or of two tensors."""
-    if node.input(0) in state.constants and np.ptp(state.constants[node.input(0)]) == 0:
+    """Div by a constant, of a constant by a tensor, or of two tensors."""
+    if node.input(0) in state.constants and state.constants[node.input(0)].ndim == 0:
         factor = float(state.constant(node, 0, "dividend").reshape(-1)[0])
         function = ("affine", ("reciprocal", X), factor, 0.0)
         append_function(state, dataclasses.replace(node, inputs=node.inputs[1:]), function)
@@ -111,9 +121,9 @@ def div(state: ImportState, node: Node) -> None:
         inverse = f"{node.outputs[0]}@inverse"
         divisor_alone = dataclasses.replace(node, inputs=node.inputs[1:], outputs=(inverse,))
         append_function(state, divisor_alone, ("reciprocal", X))
-        product_of_two(state, dataclasses.replace(node, inputs=(node.inputs[0], inverse)))
+        mul(state, dataclasses.replace(node, inputs=(node.inputs[0], inverse)))
         return
-    view, divisor, axes = _with_constant(state, node, 1)
+    view, divisor, axes = with_constant(state, node, 1)
     if (divisor == 0).any():
         node.refuse("divides by zero; train or export the model again")
     append_affine(state, node, view, 1.0 / divisor, np.array(0.0), axes)
@@ -136,7 +146,7 @@ def reduce_sum(state: ImportState, node: Node) -> None:
 
 def p_relu(state: ImportState, node: Node) -> None:
     """PRelu with one slope: a function; with one for each channel, row or column: constants."""
-    view, slope, axes = _with_constant(state, node, 1)
+    view, slope, axes = with_constant(state, node, 1)
     if np.ptp(slope) == 0:
         append_function(state, node, ("leaky", X, float(slope.reshape(-1)[0])))
     else:
@@ -147,12 +157,20 @@ def _place_of_constant(state: ImportState, node: Node) -> int | None:
     return next((index for index in (0, 1) if node.input(index) in state.constants), None)
 
 
-def _with_constant(state: ImportState, node: Node, index: int) -> tuple[View, Array, Group]:
+def constants_last(state: ImportState, node: Node) -> Node:
+    """The node with its inputs in another order, for what has to begin with a tensor."""
+    inputs = sorted(node.inputs, key=lambda name: name in state.constants)
+    return dataclasses.replace(node, inputs=tuple(inputs))
+
+
+def with_constant(state: ImportState, node: Node, index: int) -> tuple[View, Array, Group]:
     """The tensor, and the constant that is input ``index``: one number, or one for each entry of
     some axes."""
     view = state.view(node, 1 - index)
     value = state.constant(node, index, "constant")
     if value.size == 1:
+        more = max(value.ndim - len(view.dims), 0)
+        view = dataclasses.replace(view, dims=(*((),) * more, *view.dims))
         return view, value.reshape(()), ()
     sizes = [1] * (len(view.dims) - value.ndim) + list(value.shape)
     varying = [place for place, size in enumerate(sizes) if size > 1]

@@ -7,6 +7,7 @@ import itertools
 from collections.abc import Sequence
 
 from codegen.importer.nodes import Node
+from codegen.importer.pairs import repeat
 from codegen.importer.state import ImportState
 from codegen.importer.views import View
 
@@ -24,7 +25,10 @@ def gather(state: ImportState, node: Node) -> None:
             f"picks entries {min(chosen)} … {max(chosen)} of a dimension of {sizes[axis]}; the "
             "model is inconsistent, export it again"
         )
-    _choose(state, node, view, axis, [entry % sizes[axis] for entry in chosen])
+    if sizes[axis] == 1 and len(chosen) > 1:
+        repeat(state, node, [len(chosen) if at == axis else 1 for at in range(len(sizes))])
+    else:
+        _choose(state, node, view, axis, [entry % sizes[axis] for entry in chosen])
     if index.ndim != 1:
         sizes[axis : axis + 1] = index.shape
         whole = dataclasses.replace(node, inputs=node.outputs)

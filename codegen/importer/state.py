@@ -205,12 +205,20 @@ class ImportState:
         order = next(
             (o for o in (picture_dims, channels_last_dims) if o(roles, rank) == view.dims), None
         )
-        if order is None:
+        sides = ((roles.channels, grown.channels), (roles.height, grown.height),
+                 (roles.width, grown.width))  # fmt: skip
+        if order is not None:
+            result = View(name, order(grown, rank))
+        elif all(before or not after for before, after in sides) and all(
+            group in (before for before, _ in sides) for group in view.dims if group
+        ):
+            wide = {before: after for before, after in sides if before}
+            result = View(name, tuple(wide.get(group, ()) for group in view.dims))
+        else:
             node.refuse(
                 f"reads zeros around a picture whose dimensions are {list(view.sizes)} without "
                 "them; transpose it behind the convolution that the zeros are for"
             )
-        result = View(name, order(grown, rank))
         self.views[node.input(index)] = result
         return result
 
@@ -329,14 +337,19 @@ class ImportState:
         if whole and (group == () or view.tensor not in self._roles):
             return view
         roles = self.roles(node, view)
+        if not any(set(group) <= set(s) for s in (roles.channels, roles.height, roles.width)):
+            rest = tuple(axis for i, g in enumerate(view.dims) if i != place for axis in g)
+            view = self.transposed(node.name, view, Roles(group, (), rest))
+            roles = self._roles[view.tensor]
         sides: dict[PictureAxis, Group] = {
             "channels": roles.channels, "height": roles.height, "width": roles.width
         }  # fmt: skip
         side = next((name for name, axes in sides.items() if set(group) <= set(axes)), None)
         if group == () or side is None or view.after or len(indices) == 0:
             node.refuse(
-                f"picks {len(indices)} of dimension {place} of a tensor of shape {sizes}; entries "
-                "of channels, height or width can be picked, of each by itself: reshape behind it"
+                f"picks {len(indices)} of dimension {place} of a tensor of shape {sizes}; 1 or "
+                "more can be picked of a dimension larger than 1: reshape the tensor, or repeat "
+                "its entries with Tile"
             )
         axes = sides[side]
         first = min(axes.index(axis) for axis in group)
@@ -465,26 +478,44 @@ class ImportState:
     def reshape(self, node: Node, target: Sequence[int]) -> None:
         """The node's output is its first input with the dimensions ``target``, all known."""
         view = self.padded_view(node) if self._only_ones(node, target) else self.view(node)
+        groups = self._regrouped(view, target)
+        if groups is None:
+            view, groups = self._copied(node, view, target)
+        self.views[node.outputs[0]] = dataclasses.replace(view, dims=groups)
+
+    def _regrouped(self, view: View, target: Sequence[int]) -> tuple[Group, ...] | None:
+        """The dimensions ``target`` of the axes of ``view``, or of parts into which these are
+        split; None where they end within such a part."""
         axes = [axis for group in view.dims for axis in group]
         groups: list[Group] = []
         for size in target:
             group: list[Axis] = []
-            while size_of(tuple(group)) < size and axes:
-                axis = axes.pop(0)
-                missing = size // size_of(tuple(group))
+            while (made := size_of(tuple(group))) < size and size % made == 0 and axes:
+                axis, missing = axes.pop(0), size // made
                 if axis.size > missing and axis.size % missing == 0:
                     axis, rest = self._split(axis, missing)
                     axes.insert(0, rest)
                 group.append(axis)
             if size_of(tuple(group)) != size:
-                node.refuse(
-                    f"makes {list(target)} of {list(view.sizes)}; supported are reshapes that "
-                    "merge whole dimensions or split them"
-                )
+                return None
             groups.append(tuple(group))
-        if axes:
-            node.refuse(f"makes {list(target)} of {list(view.sizes)}, which has more elements")
-        self.views[node.outputs[0]] = dataclasses.replace(view, dims=tuple(groups))
+        return tuple(groups)
+
+    def _copied(
+        self, node: Node, view: View, target: Sequence[int]
+    ) -> tuple[View, tuple[Group, ...]]:
+        """A tensor of the same elements in the order of ``view``, whose axes are ``target``."""
+        roles = self.roles(node, view)
+        source = [*roles.height, *roles.width, *roles.channels]
+        order = [source.index(axis) for group in view.dims for axis in group]
+        groups = tuple(axes_of(size) for size in target)
+        axes = tuple(axis for group in groups for axis in group)
+        rows, columns = (axes[:1], axes[1:2]) if len(axes) > 2 else ((), axes[:-1])
+        made = Roles(axes[len(rows) + len(columns) :], rows, columns)
+        name = self.unique(f"{node.name}_order")
+        sizes = tuple(axis.size for axis in source)
+        self.add(Transpose(name, view.tensor, name, sizes, tuple(order), made.shape), made)
+        return dataclasses.replace(view, tensor=name), groups
 
     def lay_out_constants(self) -> None:
         """Gives constants of sums and products the shape (channels, height, width)."""

@@ -18,6 +18,11 @@ from codegen.importer.state import DilatedConv, ImportState
 from codegen.importer.views import Roles, View, picture_dims
 from codegen.operators.rearrange import OUTSIDE
 
+COORDINATES_BEFORE = ("coordinate_transformation_mode", "asymmetric")
+"""What Upsample and Resize did before opset 11, as attributes of today's Resize."""
+NEAREST_BEFORE = ("nearest_mode", "simple")
+"""The same: onnxruntime's name of what ONNX never had, down where pixels get more, else up."""
+
 # ConvTranspose: zeros between the pixels, then a convolution with the taps in reverse.
 
 
@@ -231,6 +236,8 @@ def _factors(state: ImportState, node: Node, rank: int) -> tuple[list[float], li
 
 def _nearest(node: Node, size: int, length: int, factor: float) -> list[int]:
     """Which of ``size`` pixels each of ``length`` is."""
+    if length == size and factor == 1.0:
+        return list(range(size))
     x, by = np.arange(length, dtype=np.float32), np.float32(factor)  # as runtimes count
     kind = node.attributes.get("coordinate_transformation_mode", "half_pixel")
     match kind:
@@ -255,6 +262,7 @@ def _nearest(node: Node, size: int, length: int, factor: float) -> list[int]:
         "round_prefer_ceil": np.floor(at + 0.5),
         "floor": np.floor(at),
         "ceil": np.ceil(at),
+        "simple": np.floor(at) if factor >= 1.0 else np.ceil(at),
     }.get(rounding)
     if rounded is None:
         node.refuse(f"attribute nearest_mode = {rounding} is unknown; use floor")

@@ -89,12 +89,8 @@ def _clip(state: ImportState, node: Node) -> None:
     _bound(state, node, Clamp(*limits))
 
 
-def bound_by_number(state: ImportState, node: Node, index: int) -> None:
-    """Max or Min of a tensor and the constant that is input ``index``: one number."""
-    value = state.constant(node, index, "constant")
-    if value.size != 1:
-        node.refuse(f"compares with {value.size} numbers; only one for all elements is supported")
-    number = float(value.reshape(-1)[0])
+def bound_by_number(state: ImportState, node: Node, number: float) -> None:
+    """Max or Min of a tensor and ``number``, which one of its inputs is."""
     _bound(state, node, Clamp(low=number) if node.operator == "Max" else Clamp(high=number))
 
 

@@ -217,6 +217,29 @@ def test_the_larger_or_smaller_of_tensors_is_made_of_sums(operator: str) -> None
 
 
 @pytest.mark.parametrize(
+    "lines",
+    [
+        [("Where", ["columns", "y", "three"], "a", {})],
+        [("Where", ["columns", "row", "y"], "a", {})],
+        [("Where", ["columns", "row", "three"], "b", {}), ("Mul", ["b", "y"], "a", {})],
+        [
+            ("Greater", ["y", "half"], "b", {}), ("Less", ["y", "zero"], "c", {}),
+            ("Or", ["b", "c"], "d", {}), ("And", ["d", "columns"], "e", {}),
+            ("Cast", ["e"], "a", {"to": TensorProto.FLOAT}),
+        ],
+    ],
+)  # fmt: skip
+def test_what_constants_choose_evaluates_as_in_onnxruntime(lines: list[Line]) -> None:
+    proto = model(lines)
+    for name, values in (("columns", np.arange(5) % 2 == 0), ("row", np.arange(5, dtype="f4"))):
+        proto.graph.initializer.append(numpy_helper.from_array(values, name))
+    x = np.random.default_rng(1).normal(size=(2, 3, 6, 5)).astype(np.float32)
+    graph = import_proto(proto)
+    logits = evaluate(graph, x)[graph.head.output]
+    np.testing.assert_allclose(logits, run(proto, x)[0], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
     ("line", "message"),
     [
         (("Pow", ["y", "half"], "a", {}), r"'Pow_a' \(Pow\): raises to no whole power from 1 on"),

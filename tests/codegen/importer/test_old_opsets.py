@@ -66,3 +66,30 @@ def test_files_of_old_opsets_are_converted_which_is_noted(opset: int) -> None:
 def test_an_opset_that_cannot_be_converted_is_refused_with_the_remedy() -> None:
     with pytest.raises(ModelError, match=r"opset 6, which can't be converted.*opset 13 or later"):
         import_proto(old_model(6))
+
+
+@pytest.mark.parametrize(
+    ("operator", "opset", "mode", "scales"),
+    [
+        ("Upsample", 9, "linear", (1, 1, 2, 3)),
+        ("Upsample", 9, "nearest", (1, 1, 1.5, 2)),
+        ("Resize", 10, "linear", (1, 1, 2, 2)),
+        ("Resize", 10, "nearest", (1, 1, 0.3, 2)),
+    ],
+)
+def test_pixels_lie_where_they_did_before_a_resize_could_say_so(
+    operator: str, opset: int, mode: str, scales: tuple[float, ...]
+) -> None:
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["a"], "conv"),
+        helper.make_node(operator, ["a", "scales"], ["b"], "larger", mode=mode),
+        helper.make_node("Conv", ["b", "v"], ["c"], "behind", strides=[2, 2]),
+        helper.make_node("GlobalMaxPool", ["c"], ["d"], "pool"),
+        helper.make_node("Flatten", ["d"], ["e"], "flatten"),
+        helper.make_node("Gemm", ["e", "hw", "hb"], ["logits"], "head"),
+    ]
+    constants = {
+        "w": normal(4, 3, 1, 1), "scales": np.array(scales, np.float32), "v": normal(8, 4, 2, 2),
+        "hw": normal(8, 5), "hb": normal(5),
+    }  # fmt: skip
+    assert_equals_onnxruntime(model(nodes, constants, shape=("batch", 3, 9, 8), opset=opset))

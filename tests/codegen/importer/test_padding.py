@@ -10,6 +10,7 @@ from codegen.errors import ModelError
 from codegen.graph.floats import FloatConv, FloatGraph
 from codegen.graph.ir import Padding
 from codegen.importer.model import import_proto
+from codegen.operators.max_pool import MaxPool
 from codegen.operators.rearrange import Rearrange
 from codegen.quantization.quantize import quantize
 from tests.codegen.importer.test_model import Constants, model, normal
@@ -121,11 +122,127 @@ def test_zeros_around_what_a_max_pool_reads_are_copied_with_its_codes() -> None:
     assert (padded.scale, padded.zero_point) == (of.scale, of.zero_point)
 
 
-def test_more_channels_are_refused_wherever_they_are() -> None:
-    nodes = [node("Pad", "x pads", "p"), node("Conv", "p w", "y")]
-    for pads in (ints(0, 1, 0, 0, 0, 0, 0, 1), ints(0, 1, 0, 1, 0, 0, 0, 1)):
-        proto = model(nodes, {"pads": pads, "w": normal(8, 4, 1, 1)}, output="y")
-        with pytest.raises(ModelError, match=r"'p' \(Pad\): pads = .* use a 1x1 Conv"):
+@pytest.mark.parametrize("pads", [(0, 1, 0, 0, 0, 2, 0, 0), (0, 0, 1, 0, 0, 3, 0, 2)])
+def test_more_channels_are_a_shortcut_without_weights_of_its_own(pads: tuple[int, ...]) -> None:
+    nodes = [
+        node("Conv", "x w", "a"),
+        node("Slice", "a from to axes by", "half"),
+        node("Pad", "half pads", "p"),
+        node("Conv", "p v", "y", pads=[1, 1, 1, 1]),
+    ]
+    constants = {
+        "w": normal(5, 3, 1, 1), "v": normal(8, 8, 3, 3), "pads": ints(*pads),
+        "from": ints(0, 0), "to": ints(9, 9), "axes": ints(2, 3), "by": ints(2, 2),
+    }  # fmt: skip
+    ended(nodes, constants, ("batch", 3, 8, 7))
+
+
+@pytest.mark.parametrize("pads", [(0, 0, 1, 1, 0, 0, 0, 2), (0, 0, -1, 1, 0, 0, 2, -2)])
+@pytest.mark.parametrize("value", [0.0, 1.5, -0.5])
+def test_any_number_is_put_around_a_picture_and_what_is_less_than_nothing_is_cut(
+    pads: tuple[int, ...], value: float
+) -> None:
+    nodes = [
+        node("Conv", "x w", "a"), node("Pad", "a pads value", "p"), node("Conv", "p v", "y"),
+    ]  # fmt: skip
+    constants = {
+        "w": normal(5, 3, 1, 1), "v": normal(8, 5, 3, 3), "pads": ints(*pads),
+        "value": np.array(value, np.float32),
+    }  # fmt: skip
+    ended(nodes, constants, ("batch", 3, 8, 7))
+
+
+def lowest(**attributes: object) -> tuple[list[onnx.NodeProto], Constants]:
+    """As timm pads before a max pool."""
+    nodes = [
+        node("Conv", "x w", "a"),
+        node("Pad", "a pads value", "p"),
+        node("MaxPool", "p", "y", kernel_shape=[3, 3], strides=[2, 2], **attributes),
+    ]
+    value = np.array(-np.inf, np.float32)
+    return nodes, {
+        "w": normal(8, 3, 1, 1), "pads": ints(0, 0, 0, 1, 0, 0, 1, 1), "value": value
+    }  # fmt: skip
+
+
+def test_what_is_below_all_numbers_is_the_padding_of_a_max_pool() -> None:
+    graph = ended(*lowest(), ("batch", 3, 8, 7))
+    (pool,) = (op for op in graph.ops if isinstance(op, MaxPool))
+    assert pool.padding == Padding(0, 1, 1, 1)
+    nodes, constants = lowest(ceil_mode=1)
+    with pytest.raises(ModelError, match=r"'p' \(Pad\): .* -inf, .*use their own pads"):
+        import_proto(model(nodes, constants, shape=("batch", 3, 8, 7), output="y"))
+    del nodes[1]
+    nodes[1] = node(
+        "MaxPool", "a", "y", kernel_shape=[3, 3], strides=[2, 2], ceil_mode=1, pads=[0, 1, 1, 1]
+    )
+    ended(nodes, constants, ("batch", 3, 8, 7))
+
+
+def test_a_pool_that_rounds_up_sees_the_zeros_of_a_pad_as_pixels() -> None:
+    nodes = [
+        node("Conv", "x w", "a"),
+        node("Pad", "a pads", "p"),
+        node("AveragePool", "p", "y", kernel_shape=[2, 2], strides=[1, 2], pads=[1, 0, 0, 0],
+             ceil_mode=1, count_include_pad=1),
+    ]  # fmt: skip
+    constants = {"w": normal(8, 3, 1, 1), "pads": ints(0, 0, 0, 1, 0, 0, 2, 1)}
+    ended(nodes, constants, ("batch", 3, 1, 7))
+
+
+def test_zeros_around_a_picture_can_be_read_in_any_order() -> None:
+    nodes = [
+        node("Conv", "x w", "a"),
+        node("Pad", "a pads", "p"),
+        node("Transpose", "p", "turned", perm=[0, 3, 1, 2]),
+        node("Softplus", "turned", "y"),
+        node("Reshape", "y flat", "row"),
+        node("Gemm", "row hw", "logits"),
+    ]
+    constants = {
+        "w": normal(2, 3, 1, 1), "pads": ints(0, 0, 1, 0, 0, 0, 0, 2), "flat": ints(0, -1),
+        "hw": normal(2 * 9 * 9, 5),
+    }  # fmt: skip
+    assert_agrees(model(nodes, constants, shape=("batch", 3, 8, 7)))
+
+
+@pytest.mark.parametrize("order", ["a places", "places a", "row a a places"])
+def test_a_constant_that_is_concatenated_is_added_where_zeros_are(order: str) -> None:
+    nodes = [
+        node("Conv", "x w", "a"),
+        node("Concat", order, "b", axis=1),
+        node("Conv", "b v", "y", pads=[1, 1, 1, 1]),
+    ]
+    sizes = {"a": 4, "places": 2, "row": 1}
+    constants = {
+        "w": normal(4, 3, 1, 1), "places": normal(1, 2, 8, 7), "row": normal(1, 1, 8, 7),
+        "v": normal(8, sum(sizes[name] for name in order.split()), 3, 3),
+    }  # fmt: skip
+    ended(nodes, constants, (1, 3, 8, 7))
+
+
+def test_a_constant_between_tensors_is_refused_until_it_stands_behind_them() -> None:
+    nodes = [
+        node("Conv", "x w", "a"),
+        node("Concat", "a places a", "b", axis=1),
+        node("Conv", "b v", "y"),
+    ]
+    constants = {"w": normal(4, 3, 1, 1), "places": normal(1, 2, 8, 7), "v": normal(8, 10, 1, 1)}
+    with pytest.raises(ModelError, match=r"'b' \(Concat\): has a constant between two tensors"):
+        import_proto(model(nodes, constants, shape=(1, 3, 8, 7), output="y"))
+    nodes[1] = node("Concat", "a a places", "b", axis=1)
+    ended(nodes, constants, (1, 3, 8, 7))
+
+
+def test_a_pad_of_the_batch_or_of_all_there_is_is_refused() -> None:
+    for pads, reason in (
+        (ints(0, 0, 0, 0, 1, 0, 0, 0), "the batch can't be padded"),
+        (ints(0, 0, -5, 0, 0, 0, -3, 0), r"dimension 2 by \[-5, -3\], which leaves nothing"),
+    ):
+        nodes = [node("Conv", "x w", "a"), node("Pad", "a pads", "p"), node("Conv", "p w", "y")]
+        proto = model(nodes, {"pads": pads, "w": normal(3, 3, 1, 1)}, output="y",
+                      shape=("batch", 3, 8, 7))  # fmt: skip
+        with pytest.raises(ModelError, match=rf"'p' \(Pad\): .*{reason}"):
             import_proto(proto)
 
 

@@ -58,6 +58,38 @@ def test_a_constant_less_a_tensor_evaluates_as_onnxruntime_does() -> None:
     assert_equals_onnxruntime(with_head(nodes, {**weights, "by": normal(7, 1)}, "end", 6))
 
 
+@pytest.mark.parametrize("shape", [(), (1, 1, 1, 1), (6, 1, 1), (7, 1), (6, 7, 6)])
+def test_a_constant_divided_by_a_tensor_evaluates_as_onnxruntime_does(
+    shape: tuple[int, ...],
+) -> None:
+    stem, weights = conv("x", "stem", 3, 6)
+    nodes = [stem, node("Softplus", "stem", "above"), node("Add", "above one", "t"),
+             node("Div", "by t", "end")]  # fmt: skip
+    constants = {**weights, "by": normal(*shape), "one": np.ones(1, np.float32)}
+    assert_equals_onnxruntime(with_head(nodes, constants, "end", 6))
+
+
+@pytest.mark.parametrize("operator", ["Add", "Max", "Mul"])
+def test_a_constant_of_more_dimensions_adds_them_to_the_tensor(operator: str) -> None:
+    nodes = [
+        node("Gemm", "x w", "a"),
+        node(operator, "a by", "b"),
+        node("ReduceMax", "b", "c", axes=[2], keepdims=0),
+        node("Gemm", "c hw", "logits"),
+    ]
+    constants = {"w": normal(7, 7), "by": np.full((1, 1, 1), 0.25, np.float32), "hw": normal(1, 4)}
+    proto = model(nodes, constants, shape=(1, 7))
+    assert_evaluates(import_proto(proto), proto, normal(5, 7))
+
+
+@pytest.mark.parametrize("operator", ["Sum", "Mean", "Max", "Min"])
+def test_several_constants_among_tensors_evaluate_as_in_onnxruntime(operator: str) -> None:
+    stem, weights = conv("x", "stem", 3, 6)
+    nodes = [stem, node("Tanh", "stem", "t"), node(operator, "low by t stem", "end")]
+    constants = {**weights, "low": np.float32(-0.2), "by": normal(6, 1, 1)}
+    assert_equals_onnxruntime(with_head(nodes, constants, "end", 6))
+
+
 def over_rows(tail: list[onnx.NodeProto], constants: Constants) -> onnx.ModelProto:
     """BatchNormalization over the rows of the input, between two Transposes."""
     nodes = [
