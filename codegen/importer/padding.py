@@ -107,6 +107,8 @@ def concat_any(state: ImportState, node: Node) -> None:
     if not any(known) or all(known):
         concat(state, node)
         return
+    if state.reads_codes(node):
+        node.refuse("joins codes with constants; put DequantizeLinear before both")
     first, last = known.index(False), len(known) - known[::-1].index(False)
     if any(known[first:last]):
         node.refuse(

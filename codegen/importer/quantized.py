@@ -140,8 +140,6 @@ def quantize_linear(state: ImportState, node: Node) -> None:
 
 def joined_coding(state: ImportState, node: Node, tensors: Sequence[str]) -> Coding:
     """How the codes of ``tensors``, which the node puts together as they are, are coded: alike."""
-    if any(name not in state.codes for name in node.inputs):
-        node.refuse("joins codes with constants; put DequantizeLinear before both")
     codings = {state.codings.get(tensor) for tensor in tensors}
     coding = codings.pop()
     if coding is None or codings:

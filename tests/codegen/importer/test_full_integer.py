@@ -400,7 +400,7 @@ def test_zeros_around_codes_are_their_zero_point(dtype: type) -> None:
     nodes[3].input[2] = zero.name
     del proto.graph.node[:]
     proto.graph.node.extend(nodes)
-    with pytest.raises(ModelError, match="supported are zeros, and the modes"):
+    with pytest.raises(ModelError, match=r"use the zero point, or pad before QuantizeLinear"):
         import_proto(proto)
 
 
@@ -477,6 +477,23 @@ def test_codes_of_two_scales_that_are_joined_as_if_they_had_one_are_refused() ->
     nodes = [*coded("double", "twice.b", "other"), node("Concat", "r twice", "both", axis=1)]
     nodes = [nodes[-1], node("QuantizeLinear", "both mid.s mid.z", "joined")]
     import_proto(joined(nodes, 12))
+
+
+def test_codes_and_constants_are_joined_as_real_numbers_only() -> None:
+    def with_more(nodes: list[NodeProto], dtype: type) -> onnx.ModelProto:
+        proto = joined(nodes, 7)
+        more = np.ones((1, 1, 6, 6), dtype)
+        proto.graph.initializer.append(numpy_helper.from_array(more, "more"))
+        return proto
+
+    codes = node("Concat", "r.q more", "joined", axis=1)
+    with pytest.raises(ModelError, match=r"'joined' \(Concat\): joins codes with constants"):
+        import_proto(with_more([codes], np.int8))
+    # The remedy.
+    reals = node("Concat", "r more", "both", axis=1)
+    import_proto(
+        with_more([reals, node("QuantizeLinear", "both mid.s mid.z", "joined")], np.float32)
+    )
 
 
 @pytest.mark.parametrize("dtype", [np.int8, np.uint8])
