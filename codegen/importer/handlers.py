@@ -417,7 +417,8 @@ _OWN: Mapping[str, Handler] = {
         "to the nearest pixel, by any factor: Rearrange; linear, by a whole number: with a "
         "depthwise layer behind it, whose taps are exact up to a factor of 7: of codes only halves "
         "round otherwise, up where onnxruntime takes the even one (a step before a Sigmoid in "
-        "coarse steps is several behind it)",
+        "coarse steps is several behind it), and where the Resize stands between codes, which "
+        "onnxruntime cuts off towards zero, they are rounded",
         "cubic interpolation; aligned corners with linear; the channels; sizes that aren't "
         "constant",
     ),
