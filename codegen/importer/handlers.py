@@ -64,7 +64,8 @@ _UNROLLED = (
 REMEDIES = {
     "ConvInteger": "quantize statically (quantize_static)",
     "MatMulInteger": "quantize statically (quantize_static)",
-    "DynamicQuantizeLinear": "quantize statically (quantize_static)",
+    "DynamicQuantizeLinear": "quantize statically (quantize_static, or for TFLite with a "
+    "representative_dataset)",
     "RNN": "use GRU or LSTM, or convolutions over time",
     **dict.fromkeys(
         (

@@ -209,7 +209,7 @@ def test_a_dynamically_quantized_model_is_refused_and_taken_as_the_remedy_says(
 ) -> None:
     source, target = MODELS / "lenet_script.onnx", tmp_path / "quantized.onnx"
     quantize_dynamic(str(source), str(target))
-    with pytest.raises(ModelError, match=r"DynamicQuantizeLinear\).*\(quantize_static\)"):
+    with pytest.raises(ModelError, match=r"DynamicQuantizeLinear\).*\(quantize_static"):
         import_model(target)
     shape = exported(source.name).sample_shape
     samples = np.random.default_rng(3).normal(size=(8, *shape)).astype(np.float32)
