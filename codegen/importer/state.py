@@ -478,26 +478,25 @@ class ImportState:
     def reshape(self, node: Node, target: Sequence[int]) -> None:
         """The node's output is its first input with the dimensions ``target``, all known."""
         view = self.padded_view(node) if self._only_ones(node, target) else self.view(node)
-        groups = self._regrouped(view, target)
-        if groups is None:
+        if _can_regroup([axis.size for group in view.dims for axis in group], target):
+            groups = self._regrouped(view, target)
+        else:
             view, groups = self._copied(node, view, target)
         self.views[node.outputs[0]] = dataclasses.replace(view, dims=groups)
 
-    def _regrouped(self, view: View, target: Sequence[int]) -> tuple[Group, ...] | None:
+    def _regrouped(self, view: View, target: Sequence[int]) -> tuple[Group, ...]:
         """The dimensions ``target`` of the axes of ``view``, or of parts into which these are
-        split; None where they end within such a part."""
+        split."""
         axes = [axis for group in view.dims for axis in group]
         groups: list[Group] = []
         for size in target:
             group: list[Axis] = []
-            while (made := size_of(tuple(group))) < size and size % made == 0 and axes:
+            while (made := size_of(tuple(group))) < size:
                 axis, missing = axes.pop(0), size // made
-                if axis.size > missing and axis.size % missing == 0:
+                if axis.size > missing:
                     axis, rest = self._split(axis, missing)
                     axes.insert(0, rest)
                 group.append(axis)
-            if size_of(tuple(group)) != size:
-                return None
             groups.append(tuple(group))
         return tuple(groups)
 
@@ -550,6 +549,23 @@ class ImportState:
             groups = (roles.channels, roles.height, roles.width)
             self._roles[name] = Roles(*(divided(group) for group in groups))
         return parts
+
+
+def _can_regroup(sizes: Sequence[int], target: Sequence[int]) -> bool:
+    """Whether axes of ``sizes`` make dimensions of ``target`` when they are merged or split, in
+    their order; not where a dimension ends within a part of one."""
+    left = list(sizes)
+    for size in target:
+        made = 1
+        while made < size and size % made == 0 and left:
+            first, missing = left.pop(0), size // made
+            if first > missing and first % missing == 0:
+                left.insert(0, first // missing)
+                first = missing
+            made *= first
+        if made != size:
+            return False
+    return True
 
 
 def _refused_inputs(names: Sequence[str]) -> str:

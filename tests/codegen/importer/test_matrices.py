@@ -99,6 +99,32 @@ def test_a_reshape_that_ends_within_an_axis_is_a_copy() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("first", "second", "order"),
+    [
+        ((12, 5), (4, 5, 3), (0, 3, 1, 2)),  # of 12 a part is taken before 5 ends within the rest
+        ((2, 5, 6), (3, 4, 5), (0, 2, 3, 1)),
+        ((10, 6), (2, 3, 10), (0, 3, 1, 2)),
+        ((12, 5), (2, 30), (0, 2, 1)),
+    ],
+)
+def test_a_reshape_of_a_reshape_may_end_dimensions_anywhere(
+    first: tuple[int, ...], second: tuple[int, ...], order: tuple[int, ...]
+) -> None:
+    nodes = [
+        node("MatMul", "x w", "a"),
+        node("Reshape", "a first", "b"),
+        node("Reshape", "b second", "c"),
+        node("Transpose", "c", "d", perm=list(order)),
+        node("Flatten", "d", "e"),
+        node("Relu", "e", "f"),
+        node("Gemm", "f h", "logits"),
+    ]
+    shapes = {"first": ints(0, *first), "second": ints(0, *second)}
+    constants = {"w": normal(20, 60), "h": normal(60, 5), **shapes}
+    assert_agrees(model(nodes, constants, shape=("batch", 20)))
+
+
 def test_entries_of_channels_and_rows_together_can_be_picked() -> None:
     stem, weights = conv("x", "a", 3, 4)
     nodes = [
