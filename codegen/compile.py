@@ -229,7 +229,7 @@ def compile_graph(
     tell = progress or _silent
     wanted = list(plans) if plans else default_plans(graph)
     _distinct(wanted)
-    check_place(Path(out))
+    check_place(out)
     weights = blob.published_by(graph, [*wanted, *publish])
     log = sample_log_needs(sample_bytes(graph), sample_log_bytes)
     flash = FlashPlan(board, weights.published.size, weights.frozen.size, log, samples)

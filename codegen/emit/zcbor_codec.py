@@ -6,7 +6,6 @@ kept in this repository.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import shutil
 import subprocess
@@ -36,10 +35,10 @@ _REMEDY = "zcbor 0.9.1 with cbor2 below 6 is needed: pip install 'zcbor==0.9.1' 
 def generate_codec(cddl: Path, folder: Path) -> list[Path]:
     """Writes ``tinyfleet_cbor_*`` and zcbor's own C files into ``folder``.
 
-    What a description becomes lies in the cache folder from then on: zcbor reads it for longer than
-    a small model is compiled. Returns the C files to compile: the generated ones and zcbor's
-    runtime. They are meant to be compiled without this project's warning flags (zcbor's encoder has
-    unused results). Raises ToolchainError if zcbor isn't installed, or refuses the CDDL.
+    What a description becomes lies in the cache folder from then on. Returns the C files to
+    compile: the generated ones and zcbor's runtime. They are meant to be compiled without this
+    project's warning flags (zcbor's encoder has unused results).
+    Raises ToolchainError if zcbor isn't installed, or refuses the CDDL.
     """
     if not cddl.is_file():
         raise ToolchainError(f"there is no protocol description at {cddl}; give the CDDL's path")
@@ -78,6 +77,9 @@ def _generated(cddl: Path) -> Path:
             raise ToolchainError(
                 f"zcbor can't generate the codec from {cddl.name}: {lines[-1]} ({_REMEDY})"
             )
-        with contextlib.suppress(OSError):  # another build has made it meanwhile
+        try:
             made.rename(kept)
+        except OSError:
+            if not kept.is_dir():  # else another build has made it meanwhile
+                raise
     return kept

@@ -90,8 +90,8 @@ def _clip(state: ImportState, node: Node) -> None:
 
 
 def bound_by_number(state: ImportState, node: Node, number: float) -> None:
-    """Max or Min of a tensor and ``number``, which one of its inputs is."""
-    _bound(state, node, Clamp(low=number) if node.operator == "Max" else Clamp(high=number))
+    """Max (of truths: Or) or Min of a tensor and ``number``, which one of its inputs is."""
+    _bound(state, node, Clamp(high=number) if node.operator == "Min" else Clamp(low=number))
 
 
 def _bound(state: ImportState, node: Node, clamp: Clamp) -> None:

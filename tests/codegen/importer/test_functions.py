@@ -227,11 +227,23 @@ def test_the_larger_or_smaller_of_tensors_is_made_of_sums(operator: str) -> None
             ("Or", ["b", "c"], "d", {}), ("And", ["d", "columns"], "e", {}),
             ("Cast", ["e"], "a", {"to": TensorProto.FLOAT}),
         ],
+        [
+            ("Greater", ["y", "half"], "b", {}), ("Or", ["b", "never"], "c", {}),
+            ("Cast", ["c"], "a", {"to": TensorProto.FLOAT}),
+        ],
+        [
+            ("Greater", ["y", "half"], "b", {}), ("Or", ["always", "b"], "c", {}),
+            ("Cast", ["c"], "d", {"to": TensorProto.FLOAT}), ("Mul", ["d", "y"], "a", {}),
+        ],
     ],
 )  # fmt: skip
 def test_what_constants_choose_evaluates_as_in_onnxruntime(lines: list[Line]) -> None:
     proto = model(lines)
-    for name, values in (("columns", np.arange(5) % 2 == 0), ("row", np.arange(5, dtype="f4"))):
+    constants = {
+        "columns": np.arange(5) % 2 == 0, "row": np.arange(5, dtype="f4"),
+        "never": np.array(False), "always": np.array(True),
+    }  # fmt: skip
+    for name, values in constants.items():
         proto.graph.initializer.append(numpy_helper.from_array(values, name))
     x = np.random.default_rng(1).normal(size=(2, 3, 6, 5)).astype(np.float32)
     graph = import_proto(proto)
